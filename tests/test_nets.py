@@ -1,0 +1,188 @@
+"""Networks against torch's own layers, the papers' parameter counts, and numbers worked by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from reverie.nets import MLP, GRUCell, ImageDecoder, ImageEncoder, glorot_
+from reverie.types import ReverieError
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def close(ours: torch.Tensor, theirs: torch.Tensor, tolerance: float = 1e-4) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max().clamp(min=1e-12)
+
+
+def scatter_biases(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        if parameter.ndim == 1:
+            nn.init.uniform_(parameter, -0.3, 0.3)
+
+
+def stock_encoder(encoder: ImageEncoder, image: torch.Tensor) -> torch.Tensor:
+    x = image.permute(0, 3, 1, 2).contiguous()
+    for conv in encoder.convs:
+        x = F.relu(F.conv2d(x, conv.weight, conv.bias, stride=2))
+    return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def stock_decoder(decoder: ImageDecoder, feat: torch.Tensor) -> torch.Tensor:
+    depth = decoder.depth
+    kernel = decoder.first.weight.view(5, 5, 4 * depth, 32 * depth).permute(3, 2, 0, 1)
+    x = F.linear(feat, decoder.dense.weight, decoder.dense.bias)[:, :, None, None]
+    x = F.conv_transpose2d(x, kernel, decoder.first_bias, stride=2)
+    for deconv in decoder.deconvs:
+        x = F.conv_transpose2d(F.relu(x), deconv.weight, deconv.bias, stride=2)
+    return x.permute(0, 2, 3, 1)
+
+
+def test_counts_are_those_of_the_papers_code():
+    assert count(ImageEncoder((64, 64, 3))) == 690_144
+    assert count(ImageDecoder(230, (64, 64, 3))) == 3_795_555
+    assert count(GRUCell(200, 200)) == 241_200
+    assert count(MLP(230, 400, 4, 12)) == 578_412
+    assert count(MLP(230, 400, 3, 1)) == 413_601
+    assert count(MLP(230, 400, 2, 1)) == 253_201
+
+
+@pytest.mark.parametrize(
+    ("depth", "channels", "n"), [(32, 3, 2), (8, 1, 5), (16, 3, 1), (4, 4, 3), (3, 3, 2)]
+)
+def test_encoder_equals_stock_convolutions(depth, channels, n):
+    encoder = ImageEncoder((64, 64, channels), depth)
+    scatter_biases(encoder)
+    image = torch.rand(n, 64, 64, channels) - 0.5
+    ours, theirs = encoder(image), stock_encoder(encoder, image)
+    close(ours, theirs)
+    assert ours.shape == (n, 32 * depth) == (n, encoder.embed)
+    weight = torch.randn_like(ours)
+    parameters = list(encoder.parameters())
+    for a, b in zip(
+        torch.autograd.grad((ours * weight).sum(), parameters),
+        torch.autograd.grad((theirs * weight).sum(), parameters),
+        strict=True,
+    ):
+        close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("depth", "channels", "n", "feat"),
+    [(32, 3, 2, 230), (8, 1, 5, 40), (16, 3, 1, 30), (4, 4, 3, 9), (8, 3, 300, 40), (3, 3, 2, 7)],
+)
+def test_decoder_equals_stock_transposed_convolutions(depth, channels, n, feat):
+    decoder = ImageDecoder(feat, (64, 64, channels), depth)
+    scatter_biases(decoder)
+    x = torch.randn(n, feat, requires_grad=True)
+    ours, theirs = decoder(x), stock_decoder(decoder, x)
+    close(ours, theirs)
+    assert ours.shape == (n, 64, 64, channels)
+    weight = torch.randn_like(ours)
+    wanted = [x, *decoder.parameters()]
+    for a, b in zip(
+        torch.autograd.grad((ours * weight).sum(), wanted),
+        torch.autograd.grad((theirs * weight).sum(), wanted),
+        strict=True,
+    ):
+        close(a, b)
+
+
+def test_leading_dimensions_pass_through():
+    image = torch.rand(2, 3, 64, 64, 3)
+    encoder, decoder = ImageEncoder((64, 64, 3), 4), ImageDecoder(10, (64, 64, 3), 4)
+    assert torch.allclose(encoder(image)[1, 2], encoder(image[1, 2]), atol=1e-5)
+    feat = torch.randn(2, 3, 10)
+    assert torch.allclose(decoder(feat)[1, 2], decoder(feat[1, 2]), atol=1e-5)
+    assert decoder(feat).is_contiguous()
+
+
+@pytest.mark.parametrize("shape", [(32, 64, 3), (84, 84, 3), (64, 64)])
+def test_other_sizes_are_refused(shape):
+    with pytest.raises(ReverieError, match="Resize"):
+        ImageEncoder(shape)
+    with pytest.raises(ReverieError, match="Resize"):
+        ImageDecoder(8, shape)
+
+
+def test_gru_of_zeros_halves_the_state():
+    cell = GRUCell(3, 4)
+    for parameter in cell.parameters():
+        nn.init.zeros_(parameter)
+    h = torch.randn(2, 4)
+    assert torch.allclose(cell(torch.randn(2, 3), h), 0.5 * h)
+
+
+def test_gru_worked_example():
+    cell = GRUCell(2, 2)
+    with torch.no_grad():
+        cell.kernel.copy_(torch.tensor([[0.1, 0.2], [0.3, 0.4]]).repeat(3, 1))
+        cell.recurrent.copy_(torch.tensor([[0.5, -0.3], [0.2, 0.1]]).repeat(3, 1))
+    h = cell(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, -0.5]]))
+    assert torch.allclose(h, torch.tensor([[0.544864515, -0.184061970]]), atol=1e-7)
+
+
+@pytest.mark.parametrize("lead", [(5,), (2, 3), ()])
+def test_gru_equals_torchs_own(lead):
+    ours, theirs = GRUCell(6, 4), nn.GRUCell(6, 4)
+    scatter_biases(ours)
+    with torch.no_grad():
+        theirs.weight_ih.copy_(ours.kernel)
+        theirs.weight_hh.copy_(ours.recurrent)
+        theirs.bias_ih.copy_(ours.bias)
+        theirs.bias_hh.copy_(ours.bias_recurrent)
+    x, h = torch.randn(*lead, 6, requires_grad=True), torch.randn(*lead, 4, requires_grad=True)
+    a = ours(x, h)
+    b = theirs(x.reshape(-1, 6), h.reshape(-1, 4)).reshape(a.shape)
+    close(a, b)
+    weight = torch.randn_like(a)
+    ours_grad = torch.autograd.grad(
+        (a * weight).sum(), [x, h, ours.kernel, ours.recurrent, ours.bias, ours.bias_recurrent]
+    )
+    theirs_grad = torch.autograd.grad(
+        (b * weight).sum(), [x, h, theirs.weight_ih, theirs.weight_hh, theirs.bias_ih, theirs.bias_hh]
+    )
+    for p, q in zip(ours_grad, theirs_grad, strict=True):
+        close(p, q)
+
+
+def test_glorot_bounds_and_zeros():
+    for layer, bound in [
+        (nn.Linear(30, 50), (6 / 80) ** 0.5),
+        (nn.Conv2d(3, 32, 4), (6 / (16 * 35)) ** 0.5),
+        (nn.ConvTranspose2d(64, 32, 6), (6 / (36 * 96)) ** 0.5),
+    ]:
+        glorot_(layer)
+        assert 0.95 * bound < layer.weight.abs().max() <= bound
+        assert (layer.bias == 0).all()
+
+
+def test_decoders_first_layer_has_the_fans_of_a_convolution():
+    bound = (6 / (25 * (1024 + 128))) ** 0.5
+    assert 0.99 * bound < ImageDecoder(8, (64, 64, 3)).first.weight.abs().max() <= bound
+
+
+def test_recurrent_kernels_are_orthogonal():
+    for gate in GRUCell(5, 6).recurrent.chunk(3):
+        assert torch.allclose(gate @ gate.T, torch.eye(6), atol=1e-5)
+
+
+def test_same_generator_same_weights():
+    one = glorot_(MLP(3, 8, 2, 2), torch.Generator().manual_seed(7))
+    two = glorot_(MLP(3, 8, 2, 2), torch.Generator().manual_seed(7))
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("act", [F.elu, nn.ELU])
+def test_mlp_is_linear_act_linear(act):
+    mlp = MLP(3, 5, 2, 2, act)
+    x = torch.randn(4, 2, 3)
+    y = x
+    for layer in mlp.hidden:
+        y = F.elu(layer(y))
+    close(mlp(x), mlp.out(y))
+    assert MLP(3, 5, 2, None, act)(x).shape == (4, 2, 5)
+    assert MLP(3, 5, 0, 2, act)(x).shape == (4, 2, 2)
