@@ -1,0 +1,1 @@
+"""Reverie: reinforcement learning in imagination."""

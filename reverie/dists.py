@@ -1,0 +1,178 @@
+"""Distributions that know their own loss, with the noise always passed in or drawn from a given generator.
+
+Each has ``mode``, ``sample``, ``log_prob``, ``entropy`` and, where a loss needs it, ``kl`` and ``loss``. Values
+are per element unless ``event`` says how many trailing dimensions are one event and are summed over. Samples
+carry gradient (reparameterised, or straight-through for one-hot vectors): that is part of what a distribution
+is. Where gradient must stop is decided in the agent files.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)  # 0.918939
+
+
+def sum_last(x: Tensor, dims: int) -> Tensor:
+    """Sum over the last ``dims`` dimensions; none for 0."""
+    return x.flatten(-dims).sum(-1) if dims else x
+
+
+def noise_like(x: Tensor, generator: Generator | None) -> Tensor:
+    return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+class Normal:
+    """Diagonal Gaussian. ``mean`` "*B ..." and ``std`` of the same shape; ``event`` trailing dims are summed."""
+
+    def __init__(self, mean: Float[Tensor, "..."], std: Float[Tensor, "..."], event: int = 1):
+        self.mean, self.std, self.event = mean, std, event
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        return self.mean + self.std * noise_like(self.mean, generator)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        z = (value - self.mean) / self.std
+        return sum_last(-0.5 * z * z - self.std.log() - LOG_SQRT_2PI, self.event)
+
+    def entropy(self) -> Tensor:
+        return sum_last(self.std.log() + 0.5 + LOG_SQRT_2PI, self.event)
+
+    def kl(self, other: "Normal") -> Tensor:
+        """KL(self || other) = ln(s2/s1) + (s1^2 + (m1-m2)^2) / (2 s2^2) - 1/2, summed over the event."""
+        ratio = self.std / other.std
+        shift = (self.mean - other.mean) / other.std
+        return sum_last(0.5 * (ratio * ratio + shift * shift - 1.0) - ratio.log(), self.event)
+
+
+class UnitNormal:
+    """Gaussian of standard deviation 1 around ``mean``: half the squared error, plus a constant, as a loss."""
+
+    def __init__(self, mean: Float[Tensor, "..."], event: int = 0):
+        self.mean, self.event = mean, event
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return -self.loss(value)
+
+    def loss(self, target: Tensor) -> Tensor:
+        """Negative log-likelihood 0.5 (x - mean)^2 + 0.9189 per entry, summed over the event."""
+        error = target - self.mean
+        entries = math.prod(error.shape[error.ndim - self.event :])
+        return sum_last(0.5 * error * error, self.event) + entries * LOG_SQRT_2PI
+
+
+class Bernoulli:
+    """Yes or no, from a logit. Targets may be soft (0.99): the loss is a cross-entropy, not an event's density."""
+
+    def __init__(self, logit: Float[Tensor, "..."]):
+        self.logit = logit
+
+    @property
+    def mean(self) -> Tensor:
+        return torch.sigmoid(self.logit)
+
+    @property
+    def mode(self) -> Tensor:
+        return (self.logit > 0).to(self.logit.dtype)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return -self.loss(value)
+
+    def loss(self, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(self.logit, target, reduction="none")
+
+
+class TanhNormal:
+    """tanh of a Gaussian, summed over the last dimension (Dreamer V1's actor).
+
+    The density is worked out from the value before the tanh: float32 tanh rounds to exactly 1 from 9.01 on,
+    where an inverse tanh would be infinite.
+    """
+
+    def __init__(self, mean: Float[Tensor, "*B A"], std: Float[Tensor, "*B A"]):
+        self.mean, self.std = mean, std
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        return torch.tanh(self.mean + self.std * noise_like(self.mean, generator))
+
+    def log_prob_of(self, raw: Float[Tensor, "... A"]) -> Float[Tensor, "..."]:
+        """Log-density of tanh(raw): log N(raw) - log|d tanh / d raw|, with 2 (ln 2 - x - softplus(-2x)) for the last."""
+        z = (raw - self.mean) / self.std
+        slope = 2.0 * (math.log(2.0) - raw - F.softplus(-2.0 * raw))
+        return (-0.5 * z * z - self.std.log() - LOG_SQRT_2PI - slope).sum(-1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        limit = 1.0 - 6e-8  # the largest float32 below 1, whose inverse tanh is 8.66
+        return self.log_prob_of(torch.atanh(value.clamp(-limit, limit)))
+
+    @property
+    def mode(self) -> Tensor:
+        """tanh of the Gaussian's mean; not the mode of the density, which piles up at +-1 for a large std."""
+        return torch.tanh(self.mean)
+
+    def sample_mode(self, generator: Generator | None = None, samples: int = 100) -> Tensor:
+        """The likeliest of ``samples`` draws, chosen for each batch entry by itself."""
+        shape = (samples, *self.mean.shape)
+        noise = torch.randn(shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        raw = self.mean + self.std * noise
+        best = self.log_prob_of(raw).argmax(0)
+        index = best[None, ..., None].expand(1, *self.mean.shape)
+        return torch.tanh(raw.gather(0, index)[0])
+
+
+class OneHot:
+    """One-hot groups laid side by side: a categorical for each of ``groups``, summed over groups."""
+
+    def __init__(self, logits: Float[Tensor, "*B A"], groups: tuple[int, ...] | None = None):
+        self.groups = groups or (logits.shape[-1],)
+        self.log_probs = torch.cat([part.log_softmax(-1) for part in logits.split(self.groups, -1)], -1)
+
+    @property
+    def probs(self) -> Tensor:
+        return self.log_probs.exp()
+
+    @property
+    def mode(self) -> Tensor:
+        return self._one_hot(part.argmax(-1) for part in self.log_probs.split(self.groups, -1))
+
+    def draw(self, generator: Generator | None = None) -> Tensor:
+        """One-hot sample without gradient."""
+        picks = []
+        for part in self.probs.detach().split(self.groups, -1):
+            flat = torch.multinomial(part.reshape(-1, part.shape[-1]), 1, generator=generator)
+            picks.append(flat.reshape(part.shape[:-1]))
+        return self._one_hot(picks)
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        """Straight-through: one-hot in value, the gradient of the probabilities."""
+        return self.draw(generator) + (self.probs - self.probs.detach())
+
+    def score_sample(self, generator: Generator | None = None) -> Tensor:
+        """Score function (DiCE): one-hot times exp(log p - stopped log p), 1 in value, grad log p in gradient."""
+        hot = self.draw(generator)
+        ratio = [
+            h * (lp := (h * logp).sum(-1, keepdim=True)).sub(lp.detach()).exp()
+            for h, logp in zip(hot.split(self.groups, -1), self.log_probs.split(self.groups, -1), strict=True)
+        ]
+        return torch.cat(ratio, -1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return (value * self.log_probs).sum(-1)
+
+    def entropy(self) -> Tensor:
+        return -(self.probs * self.log_probs).sum(-1)
+
+    def _one_hot(self, picks) -> Tensor:
+        hot = [F.one_hot(pick, k) for pick, k in zip(picks, self.groups, strict=True)]
+        return torch.cat(hot, -1).to(self.log_probs.dtype)

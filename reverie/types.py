@@ -1,0 +1,169 @@
+"""The nouns every room shares: spaces, steps, batches, and the two protocols.
+
+Time is drawn here once, and nowhere contradicted::
+
+    row           0        1        2        3
+    obs          o0       o1       o2       o3
+    reward        0       r1       r2       r3      arrived with the obs of the same row
+    action       a0       a1       a2       --      chosen at the obs of the same row
+    is_first      1        0        0        0
+    is_last       0        0        0        1
+    is_terminal   0        0        0       0/1     0 when the clock stopped the episode
+    prev_action   0       a0       a1       a2      derived, never stored
+
+An episode of N decisions has N + 1 rows; its last row has no action (zeros).
+
+Dimensions, in shape types, comments and tests alike::
+
+    B batch   T time in data   H imagination   N candidates   M ensemble   A action
+    D deter   S, K stoch groups and classes    E embed        F feat       h w c image
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Carry = Any  # what survives between two calls; each agent or world defines its own
+Metrics = dict[str, Any]  # slashed names to scalars: {"loss/reward": 0.3}
+Media = dict[str, np.ndarray]  # slashed names to uint8 videos "t h w c"
+Mode = Literal["train", "eval"]
+
+
+class ReverieError(Exception):
+    """Something a user can mend: one sentence that names the thing, what was expected, what to do."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """One entry of an observation: a picture (uint8, "h w c") or a vector (float32, "n")."""
+
+    shape: tuple[int, ...]
+    dtype: Literal["uint8", "float32"] = "float32"
+
+    @property
+    def is_image(self) -> bool:
+        return self.dtype == "uint8" and len(self.shape) == 3
+
+    @property
+    def bytes(self) -> int:
+        return int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
+
+
+ObsSpace = Mapping[str, Space]
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """What an agent may do, always a float32 vector of length ``size``.
+
+    ``groups`` is empty for continuous actions, each entry in [-1, 1]. For discrete actions it lists
+    the number of choices: (n,) for Discrete(n), (n, m, ...) for MultiDiscrete; the vector is then
+    the one-hot groups laid side by side, so ``size == sum(groups)``.
+    """
+
+    size: int
+    groups: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or (self.groups and sum(self.groups) != self.size):
+            raise ReverieError(f"an action space needs size >= 1 and size == sum(groups), got {self}")
+
+    @property
+    def discrete(self) -> bool:
+        return bool(self.groups)
+
+    def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        """Uniformly random valid actions, float32 "n A"."""
+        if not self.discrete:
+            return rng.uniform(-1.0, 1.0, (n, self.size)).astype(np.float32)
+        picks = [np.eye(k, dtype=np.float32)[rng.integers(k, size=n)] for k in self.groups]
+        return np.concatenate(picks, axis=1)
+
+
+@dataclass
+class Step:
+    """One row of time without its action: of one environment, or of n side by side (leading axis n)."""
+
+    obs: dict[str, np.ndarray]
+    reward: np.ndarray  # float32; 0 on a first row
+    is_first: np.ndarray  # bool
+    is_last: np.ndarray  # bool
+    is_terminal: np.ndarray  # bool
+    env_steps: np.ndarray  # int64; env steps this row took: 0 on a first row, else the action repeat
+
+
+class Batch(NamedTuple):
+    """B sequences of T rows, as tensors. Images are uint8 "B T h w c", everything else float or bool."""
+
+    obs: dict[str, Tensor]  # "B T ..."
+    action: Tensor  # "B T A" float32
+    prev_action: Tensor  # "B T A" float32; zero where is_first
+    reward: Tensor  # "B T" float32
+    is_first: Tensor  # "B T" bool
+    is_last: Tensor  # "B T" bool
+    is_terminal: Tensor  # "B T" bool
+
+    def to(self, device: torch.device | str) -> Batch:
+        obs = {key: value.to(device, non_blocking=True) for key, value in self.obs.items()}
+        return Batch(obs, *(value.to(device, non_blocking=True) for value in self[1:]))
+
+
+@runtime_checkable
+class Agent(Protocol):
+    """That which acts and learns. It never sees an environment or a loop."""
+
+    def initial(self, n: int) -> Carry:
+        """What the agent remembers at the start of ``n`` streams."""
+
+    def act(self, obs: Mapping[str, np.ndarray], carry: Carry, mode: Mode) -> tuple[np.ndarray, Carry]:
+        """Actions "n A" for observations "n ...". A reset arrives as ``obs["is_first"]`` (bool "n")."""
+
+    def update(self, batch: Batch) -> Metrics:
+        """One learning step from one batch. Raises ``NotFinite`` before a bad step is taken."""
+
+    def report(self, batch: Batch) -> Media:
+        """Open-loop predictions for a human eye: truth, prediction and error side by side."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All it needs to go on: parameters, optimisers, normalisers, random generators."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class World(Protocol):
+    """What any learned model shows to a dream; everything is batched over n streams."""
+
+    def observe(
+        self, obs: Mapping[str, Tensor], prev_action: Tensor, is_first: Tensor, carry: Carry
+    ) -> Carry:
+        """Take in one real observation per stream."""
+
+    def imagine(self, carry: Carry, action: Tensor) -> Carry:
+        """Predict one step ahead under ``action`` "n A", without looking."""
+
+    def decode(self, carry: Carry) -> dict[str, Tensor]:
+        """What the model believes it would see: images uint8 "n h w c", vectors float32."""
+
+    def reward(self, carry: Carry) -> Tensor:
+        """Expected reward that arrives with the believed observation, "n"."""
+
+    def cont(self, carry: Carry) -> Tensor:
+        """Probability that the episode goes on after it, "n"."""
+
+
+@dataclass
+class NotFinite(ReverieError):
+    """A loss, gradient or parameter stopped being a finite number; nothing was changed by it."""
+
+    name: str
+    detail: str = field(default="")
+
+    def __str__(self) -> str:
+        return f"{self.name} is not finite{': ' + self.detail if self.detail else ''}"

@@ -1,0 +1,23 @@
+"""Every test runs on one thread, with shapes and types of the whole package checked as it runs."""
+
+import os
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("reverie", "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+torch.set_num_threads(1)
+settings.register_profile("reverie", deadline=None, max_examples=30, derandomize=True)
+settings.load_profile("reverie")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
