@@ -89,7 +89,7 @@ def machine() -> str:
 def command() -> str:
     """The command line that is running, as one would type it from the repository's root."""
     program = Path(sys.argv[0]).resolve()
-    if program.is_relative_to(HERE.parent):
+    if program.is_relative_to(HERE.parent):  # noqa: SIM108
         program = program.relative_to(HERE.parent)
     else:
         program = Path(program.name)
