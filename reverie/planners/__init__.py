@@ -1,1 +1,111 @@
+"""Planners choose actions by search, and are blind: they know neither models nor environments.
 
+A planner proposes ``candidates`` (action sequences), is told how good each one is, and proposes again. Who
+tells it is a ``Rollout``, a function made by the agent with the start states closed inside it. Plans are made
+for B streams at once. All streams meet the same random numbers, so no plan depends on its neighbours.
+
+Candidates are laid out with time first, "H B N A", because a rollout walks along H: each step is then one
+contiguous block, ``candidates[t].flatten(0, 1)`` costs nothing, and N neighbours share a stream. Their start
+states are therefore ``start.repeat_interleave(N, 0)``, not ``start.repeat(N, 1)``.
+
+Planners search without gradients but do not switch them off: that is for the agent's ``act`` to do.
+
+``shooting.Shooting`` tries N sequences and takes the best · ``cem.CEM`` refits to the best few ·
+``mppi.MPPI`` averages all, the better ones counting more.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie.types import ActionSpace, NotFinite, ReverieError
+
+Candidates = Float[Tensor, "H B N A"]  # continuous: in [-1, 1]; discrete: one-hot groups side by side
+Returns = Float[Tensor, "B N"]  # how good each candidate is; not a number counts as worst
+Plan = Float[Tensor, "B H A"]  # what each stream should do; its first action is plan[:, 0]
+Rollout = Callable[[Candidates], Returns]
+
+
+class Planner(Protocol):
+    """What all planners share. Each is a frozen dataclass of its settings."""
+
+    @property
+    def horizon(self) -> int: ...
+
+    def __call__(
+        self,
+        rollout: Rollout,
+        batch: int,
+        action_space: ActionSpace,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+        guess: Plan | None = None,
+    ) -> Plan:
+        """Search for ``batch`` streams; ``guess`` is a plan to start from, such as the last one, shifted."""
+
+
+def evaluate(rollout: Rollout, candidates: Candidates) -> Returns:
+    """The returns of the candidates, with -inf for those that are no finite number: they are never chosen.
+
+    Raises ``ReverieError`` if the rollout answers in another shape than "B N".
+    """
+    returns = rollout(candidates)
+    if returns.shape != candidates.shape[1:3]:
+        expected = tuple(candidates.shape[1:3])
+        raise ReverieError(
+            f"a rollout must give one return for each candidate, shape (B, N) = {expected}, "
+            f"got {tuple(returns.shape)}"
+        )
+    return torch.where(returns.isfinite(), returns, -torch.inf)
+
+
+def check_found(returns: Returns) -> None:
+    """Raise ``NotFinite`` if some stream had not a single candidate with a finite return."""
+    if not bool(returns.isfinite().any(1).all()):
+        raise NotFinite("the return of every candidate of a plan", "the model has diverged, or its state has")
+
+
+def draw_normal(
+    mean: Float[Tensor, "H B 1 A"],
+    std: Float[Tensor, "H B 1 A"],
+    noise: Float[Tensor, "H 1 N A"],
+    generator: torch.Generator | None,
+) -> Candidates:
+    """Continuous candidates: normal, then clipped to [-1, 1]. ``noise`` is a buffer, filled anew."""
+    return torch.addcmul(mean, std, noise.normal_(generator=generator)).clamp_(-1, 1)
+
+
+def draw_one_hot(
+    probs: Float[Tensor, "H B 1 A"],
+    groups: tuple[int, ...],
+    noise: Float[Tensor, "H 1 N A"],
+    generator: torch.Generator | None,
+) -> Candidates:
+    """Discrete candidates: in each group one choice, drawn by ``probs``. ``noise`` is a buffer, filled anew.
+
+    The choice with the largest p / e wins, e ~ Exponential(1); that happens with probability p.
+    """
+    return most_probable(probs / noise.exponential_(generator=generator), groups)
+
+
+def most_probable(probs: Float[Tensor, "*batch A"], groups: tuple[int, ...]) -> Float[Tensor, "*batch A"]:
+    """One-hot groups at the largest entry of each group."""
+    parts = [
+        torch.zeros_like(p).scatter_(-1, p.argmax(-1, keepdim=True), 1.0) for p in probs.split(groups, -1)
+    ]
+    return torch.cat(parts, -1)
+
+
+def even(groups: tuple[int, ...], device: torch.device | str) -> Float[Tensor, "A"]:
+    """Every choice of a group equally probable."""
+    return torch.cat([torch.full((n,), 1 / n, device=device) for n in groups])
+
+
+def check_settings(planner: Planner, **at_least_one: int) -> None:
+    """Raise ``ReverieError`` for a setting that must be at least 1 and is not."""
+    for name, value in {"horizon": planner.horizon, **at_least_one}.items():
+        if value < 1:
+            raise ReverieError(f"{type(planner).__name__} needs {name} >= 1, got {value}")

@@ -1,0 +1,100 @@
+"""The cross-entropy method: draw candidates, keep the best few (``elites``), refit, and again.
+
+::
+
+    mean, std      N(0, 1) for every step and action entry, anew at every decision
+    repeat I times:
+        candidates ~ N(mean, std), clipped to [-1, 1]
+        elites     = the K candidates with the largest returns
+        mean, std  = those of the clipped elites
+    plan           = mean: not the best candidate
+
+PlaNet (Hafner et al. 2019), Algorithm 2, with the spread of its code: the population std, 1e-6 added to the
+variance, where the paper prints a mean absolute deviation. Discrete actions, which PlaNet has none of, keep the
+shape of the method: probabilities take the place of mean and std, the elites' frequencies that of the refit.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie.planners import (
+    Candidates,
+    Plan,
+    Returns,
+    Rollout,
+    check_found,
+    check_settings,
+    draw_normal,
+    draw_one_hot,
+    evaluate,
+    even,
+    most_probable,
+)
+from reverie.types import ActionSpace, ReverieError
+
+
+@dataclass(frozen=True)
+class CEM:
+    """The cross-entropy method; the defaults are PlaNet's."""
+
+    horizon: int = 12  # H, Section 5 and Appendix A
+    iterations: int = 10  # I
+    candidates: int = 1000  # J in the paper, our N
+    elites: int = 100  # K
+    std: float = 1.0  # of the first candidates (continuous)
+    min_var: float = 1e-6  # added to the elites' variance (continuous), planet/control/planning.py
+    momentum: float = 0.0  # share of the old mean and variance kept at a refit; PETS has 0.1
+    smoothing: float = 0.01  # share of the probability spread evenly over a group at a refit (discrete)
+
+    def __post_init__(self) -> None:
+        check_settings(self, iterations=self.iterations, candidates=self.candidates, elites=self.elites)
+        if self.elites > self.candidates:
+            raise ReverieError(f"CEM cannot keep {self.elites} elites of {self.candidates} candidates")
+
+    def __call__(
+        self,
+        rollout: Rollout,
+        batch: int,
+        action_space: ActionSpace,
+        generator: torch.Generator | None = None,
+        device: torch.device | str = "cpu",
+        guess: Plan | None = None,
+    ) -> Plan:
+        """The final mean (discrete: the most probable choices) of each stream.
+
+        A ``guess`` is the first mean; if actions are discrete, it gets half of the first probability.
+        """
+        groups = action_space.groups
+        shape = (self.horizon, batch, 1, action_space.size)
+        noise = torch.empty(self.horizon, 1, self.candidates, action_space.size, device=device)
+        start = None if guess is None else guess.transpose(0, 1).unsqueeze(2)  # H B 1 A
+
+        if action_space.discrete:
+            uniform = even(groups, device).expand(shape)
+            probs = uniform if start is None else (start + uniform) / 2
+            for _ in range(self.iterations):
+                elites, returns = self._elites(rollout, draw_one_hot(probs, groups, noise, generator))
+                refit = torch.lerp(elites.mean(2, keepdim=True), uniform, self.smoothing)
+                probs = torch.lerp(refit, probs, self.momentum)
+            plan = most_probable(probs, groups)
+        else:
+            mean = torch.zeros(shape, device=device) if start is None else start
+            var = torch.full(shape, self.std**2, device=device)
+            for _ in range(self.iterations):
+                elites, returns = self._elites(rollout, draw_normal(mean, var.sqrt(), noise, generator))
+                elite_var, elite_mean = torch.var_mean(elites, 2, correction=0, keepdim=True)
+                mean = torch.lerp(elite_mean, mean, self.momentum)
+                var = torch.lerp(elite_var + self.min_var, var, self.momentum)
+            plan = mean
+
+        check_found(returns)
+        return plan.squeeze(2).transpose(0, 1)
+
+    def _elites(self, rollout: Rollout, candidates: Candidates) -> tuple[Float[Tensor, "H B K A"], Returns]:
+        returns = evaluate(rollout, candidates)
+        best = returns.topk(self.elites, dim=1, sorted=False).indices  # B K
+        index = best[None, :, :, None].expand(candidates.shape[0], -1, -1, candidates.shape[3])
+        return candidates.gather(2, index), returns
