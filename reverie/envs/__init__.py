@@ -1,1 +1,84 @@
+"""Environments: adapters for Gymnasium and dm_control, wrappers, and n of them stepped together."""
 
+from collections.abc import Callable
+from typing import Any
+
+from reverie.envs.base import Env
+from reverie.envs.vector import Envs, SerialEnvs, episode_seed
+from reverie.envs.wrappers import ActionRepeat, Pixels, Resize, TimeLimit
+from reverie.types import ReverieError
+
+__all__ = ["Env", "Envs", "SerialEnvs", "episode_seed", "from_gymnasium", "make_env"]
+
+
+def make_env(
+    name: str,
+    *,
+    pixels: bool = False,
+    image_size: int | None = 64,
+    action_repeat: int = 1,
+    time_limit: int | None = None,
+    renderer: str = "near",
+    camera: int | str | None = None,
+) -> Env:
+    """The environment called ``name``, in canonical form.
+
+    ``dmc/<domain>_<task>`` is the DeepMind Control Suite; any other name is looked up with Gymnasium (``Pendulum-v1``,
+    ``gym/Pendulum-v1``, ``module:Name-v0``). With ``pixels`` nothing but pictures is observed: the environment's
+    own if it has any, else what it draws. Pictures are ``image_size`` square (None: as they are). ``time_limit`` in
+    env steps replaces the environment's own. ``renderer`` is how MuJoCo draws: reference, near or fast.
+    Raises ``ReverieError`` for unknown names and missing packages.
+    """
+    size = (image_size or 64) if pixels else None
+    env: Env
+    if name.startswith("dmc/"):
+        from reverie.envs.dm_control import DMControl
+
+        env = DMControl(name[4:], size=size or 240, renderer=renderer, camera=camera, time_limit=time_limit)
+    else:
+        from reverie.envs.gymnasium import make
+
+        env = make(name, time_limit=time_limit, size=size, renderer=renderer, camera=camera)
+        if time_limit is not None:
+            env = TimeLimit(env, time_limit)
+    return _dress(env, pixels, image_size, action_repeat)
+
+
+def from_gymnasium(
+    env: Any | Callable[[], Any],
+    *,
+    pixels: bool = False,
+    image_size: int | None = 64,
+    action_repeat: int = 1,
+    time_limit: int | None = None,
+    renderer: str = "near",
+    camera: int | str | None = None,
+) -> Env:
+    """A ready ``gymnasium.Env``, or what a factory makes, in canonical form; options as in ``make_env``.
+
+    ``time_limit`` cannot lengthen a limit the environment already has.
+    """
+    from reverie.envs.gymnasium import Gymnasium
+
+    if not hasattr(env, "step") and callable(env):
+        env = env()
+    size = (image_size or 64) if pixels else None
+    ours: Env = Gymnasium(env, size=size, renderer=renderer, camera=camera)
+    if time_limit is not None:
+        ours = TimeLimit(ours, time_limit)
+    return _dress(ours, pixels, image_size, action_repeat)
+
+
+def _dress(env: Env, pixels: bool, image_size: int | None, action_repeat: int) -> Env:
+    if image_size is not None and image_size < 1:
+        raise ReverieError(
+            f"image_size must be at least 1, or None for pictures as they are; got {image_size}."
+        )
+    if action_repeat != 1:
+        env = ActionRepeat(env, action_repeat)
+    if pixels:
+        env = Pixels(env, image_size)
+    images = [space for space in env.obs_space.values() if space.is_image]
+    if image_size is not None and any(space.shape[:2] != (image_size, image_size) for space in images):
+        env = Resize(env, image_size)
+    return env

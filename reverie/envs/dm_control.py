@@ -1,0 +1,114 @@
+"""The DeepMind Control Suite (Tassa et al. 2018), ``dmc/<domain>_<task>``.
+
+Every task runs 1,000 env steps (some 1,000 control steps of other lengths) and ends by the clock: discount 1,
+``is_last`` and not ``is_terminal``. Camera 0, camera 2 for the quadruped, which camera 0 loses. Actions are scaled
+from [-1, 1] to each dimension's bounds; only the quadruped's differ from [-1, 1].
+"""
+
+import difflib
+from typing import Any
+
+import numpy as np
+
+from reverie.envs.base import Env, after, check_action, first
+from reverie.envs.pixels import MuJoCoCamera, choose_gl
+from reverie.types import ActionSpace, ReverieError, Space, Step
+
+ALIASES = {"cup_catch": "ball_in_cup_catch"}
+
+
+class DMControl(Env):
+    """One task of the suite; observations are its dictionary as float32 vectors (a scalar has length 1).
+
+    ``size`` and ``renderer`` say how ``render()`` draws. ``time_limit`` in env steps replaces the task's own.
+    Raises ``ReverieError`` for a task that is not there, or when dm_control is not installed.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        *,
+        size: int = 64,
+        renderer: str = "near",
+        camera: int | str | None = None,
+        time_limit: int | None = None,
+    ) -> None:
+        self.name = f"dmc/{task}"
+        self._env = _load(task, endless=time_limit is not None)
+        self._limit, self._taken, self._running = time_limit, 0, False
+        spec = self._env.action_spec()
+        low, high = np.broadcast_to(spec.minimum, spec.shape), np.broadcast_to(spec.maximum, spec.shape)
+        self._centre, self._half = (low + high) / 2, (high - low) / 2
+        self.act_space = ActionSpace(int(np.prod(spec.shape)))
+        self.obs_space = {
+            key: Space((max(1, int(np.prod(entry.shape))),))
+            for key, entry in self._env.observation_spec().items()
+            if 0 not in entry.shape
+        }
+        if camera is None:
+            camera = 2 if task.startswith("quadruped") else 0
+        physics = self._env.physics
+        self._camera = MuJoCoCamera(physics.model.ptr, physics.data.ptr, size, renderer, camera)
+
+    def reset(self, seed: int) -> Step:
+        self._env.task.random.seed(seed)
+        self._taken, self._running = 0, True
+        return first(self._obs(self._env.reset()))
+
+    def step(self, action: np.ndarray) -> Step:
+        if not self._running:
+            raise ReverieError(f"{self.name}: step() before reset(), or after a last row; call reset(seed).")
+        action = np.clip(check_action(action, self.act_space, self.name), -1.0, 1.0)
+        moment = self._env.step(self._centre + self._half * action)
+        self._taken += 1
+        terminated = bool(moment.last() and moment.discount == 0.0)
+        truncated = moment.last() or self._taken == self._limit
+        self._running = not (terminated or truncated)
+        reward = moment.reward
+        if reward is None or not np.isfinite(reward):
+            raise ReverieError(
+                f"{self.name}: the reward is {reward} at step {self._taken}; expected a number."
+            )
+        return after(self._obs(moment), float(reward), terminated, truncated)
+
+    def _obs(self, moment: Any) -> dict[str, np.ndarray]:
+        obs = {}
+        for key, space in self.obs_space.items():
+            value = np.array(moment.observation[key], np.float32).reshape(space.shape)
+            if not np.isfinite(value).all():
+                raise ReverieError(
+                    f"{self.name}: the observation {key!r} is not finite at step {self._taken}."
+                )
+            obs[key] = value
+        return obs
+
+    def render(self) -> np.ndarray:
+        return self._camera()
+
+    def close(self) -> None:
+        self._camera.close()
+        self._env.close()
+
+
+def _load(task: str, endless: bool) -> Any:
+    choose_gl()
+    try:
+        from dm_control import suite
+    except ImportError as error:
+        raise ReverieError(
+            f"dmc/{task} needs the DeepMind Control Suite: pip install 'reverie[dmc]' ({error})."
+        ) from error
+    names = {f"{domain}_{name}": (domain, name) for domain, name in suite.ALL_TASKS}
+    task = ALIASES.get(task, task)
+    if task not in names:
+        close = difflib.get_close_matches(task, names, n=3, cutoff=0.5)
+        hint = (
+            f"did you mean {' or '.join('dmc/' + name for name in close)}?"
+            if close
+            else f"try one of {list(names)}."
+        )
+        raise ReverieError(f"the DeepMind Control Suite has no task {task!r}; {hint}")
+    options: dict[str, Any] = {"random": 0}
+    if endless:
+        options["time_limit"] = float("inf")
+    return suite.load(*names[task], task_kwargs=options)
