@@ -1,0 +1,249 @@
+"""Videos for a human eye: uint8 arrays "t h w c" become GIFs, MP4s and printed strips.
+
+What is special here: an *open-loop* picture has three rows, always in this order: what happened, what the
+model said would happen, and the signed error (prediction - truth, around middle grey: grey is right,
+brighter is too bright, darker is too dark). Frames the model was shown (the context) carry a grey bar,
+frames it only imagined an orange one, so that nobody mistakes a reconstruction for a prediction. Small
+frames are enlarged by whole numbers, without smoothing: a pixel stays a pixel. Files appear whole or not at
+all.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw, ImageFont
+
+from reverie.types import ReverieError
+
+CONTEXT = (154, 160, 166)  # the grey of frames the model saw
+IMAGINED = (213, 94, 0)  # the orange of frames it made up
+PAPER = (255, 255, 255)
+INK = (60, 64, 67)
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """A temporary name beside ``path``, same suffix; synced and renamed to it if the block succeeds."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_gif(path: str | Path, video: UInt8[np.ndarray, "t h w c"], fps: int | float = 20) -> Path:
+    """Write an endlessly looping GIF with one palette for all frames (no flicker). Returns the path.
+
+    GIF counts time in 1/100 s: ``fps`` is rounded to that, and 50 is the most that viewers play.
+    """
+    frames = _rgb(video)
+    palette = _palette(frames)
+    images = [Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    duration = max(2, round(100 / fps)) * 10
+    with atomic(path) as temporary:
+        images[0].save(
+            temporary, save_all=True, append_images=images[1:], duration=duration, loop=0, optimize=False
+        )
+    return Path(path)
+
+
+def save_mp4(path: str | Path, video: UInt8[np.ndarray, "t h w c"], fps: int | float = 20) -> Path:
+    """Write an H.264 file that every browser plays; odd sides are padded by one pixel. Returns the path."""
+    frames = _rgb(video)
+    odd_h, odd_w = frames.shape[1] % 2, frames.shape[2] % 2
+    frames = np.pad(frames, ((0, 0), (0, odd_h), (0, odd_w), (0, 0)), mode="edge")
+    with atomic(path) as temporary:
+        writer = imageio_ffmpeg.write_frames(
+            str(temporary),
+            size=(frames.shape[2], frames.shape[1]),
+            fps=fps,
+            codec="libx264",
+            quality=8,
+            macro_block_size=2,
+            ffmpeg_log_level="error",
+            output_params=["-movflags", "+faststart"],
+        )
+        writer.send(None)
+        for frame in frames:
+            writer.send(np.ascontiguousarray(frame))
+        writer.close()
+    return Path(path)
+
+
+def save_strip(
+    path: str | Path,
+    truth: UInt8[np.ndarray, "t h w c"],
+    prediction: UInt8[np.ndarray, "*shape"],
+    context: int,
+    columns: int = 12,
+) -> Path:
+    """Write a PNG to print: rows truth, prediction, error; columns are time steps, context on the left.
+
+    About ``columns`` steps are shown: at most a quarter of them context (ending at its last frame), the
+    others spread evenly over the imagined part, its first and last frame included. Returns the path.
+    """
+    truth, prediction = _pair(truth, prediction, context)
+    steps = _columns(len(truth), context, columns)
+    scale = _scale(truth.shape[1], truth.shape[2], 96)
+    rows = [enlarge(v[steps], scale) for v in (truth, prediction, error(truth, prediction))]
+    h, w = rows[0].shape[1:3]
+
+    pad, gap, left, top = 4, 22, 86, 46
+    xs, x = [], left
+    for i, step in enumerate(steps):
+        if i and step >= context > steps[i - 1]:
+            x += gap - pad
+        xs.append(x)
+        x += w + pad
+    image = Image.new("RGB", (x + 12 - pad, top + 3 * (h + pad) + 8), PAPER)
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    for i, step in enumerate(steps):
+        colour = CONTEXT if step < context else IMAGINED
+        draw.rectangle((xs[i], top - 9, xs[i] + w - 1, top - 6), fill=colour)
+        draw.text((xs[i] + w / 2, top - 13), f"{step + 1}", fill=INK, font=font, anchor="mb")
+        for row, frames in enumerate(rows):
+            image.paste(Image.fromarray(frames[i]), (xs[i], top + row * (h + pad)))
+    seen = [x for x, step in zip(xs, steps, strict=True) if step < context]
+    made = [x for x, step in zip(xs, steps, strict=True) if step >= context]
+    if seen:
+        draw.text((seen[0], 3), "seen", fill=INK, font=font)
+    if made:
+        draw.text((made[0], 3), "imagined without looking", fill=IMAGINED, font=font)
+    if seen and made:
+        middle = (seen[-1] + w + made[0]) // 2
+        for y in range(top - 9, top + 3 * (h + pad), 8):
+            draw.line((middle, y, middle, y + 3), fill=INK, width=1)
+    for row, name in enumerate(("truth", "prediction", "error")):
+        draw.text((left - 10, top + row * (h + pad) + h / 2), name, fill=INK, font=font, anchor="rm")
+    with atomic(path) as temporary:
+        image.save(temporary, optimize=True)
+    return Path(path)
+
+
+def open_loop(
+    truth: UInt8[np.ndarray, "*n t h w c"], prediction: UInt8[np.ndarray, "*shape"], context: int
+) -> UInt8[np.ndarray, "t hh ww 3"]:
+    """A video of truth, prediction and signed error, top to bottom, with a bar that tells the time.
+
+    ``prediction`` covers all T frames; its first ``context`` are reconstructions of what the model was
+    shown. With a leading axis n the episodes stand side by side. Error is (prediction - truth) / 2 + 128.
+    """
+    if truth.ndim == 5:
+        if truth.shape != prediction.shape:
+            _pair(truth[0], prediction[0], context)
+            raise ReverieError(
+                f"truth has shape {truth.shape} and prediction {prediction.shape}; make them equal"
+            )
+        each = [_stack(t, p, context) for t, p in zip(truth, prediction, strict=True)]
+        return np.concatenate(each, axis=2)
+    return _stack(truth, prediction, context)
+
+
+def grid(
+    videos: Sequence[UInt8[np.ndarray, "_ _ _ _"]], columns: int | None = None
+) -> UInt8[np.ndarray, "t h w 3"]:
+    """n videos side by side, row by row; shorter ones hold their last frame, smaller ones stand on white."""
+    if not videos:
+        raise ReverieError("a grid needs at least one video, got none; pass a list of uint8 arrays 't h w c'")
+    clips = [_rgb(v) for v in videos]
+    columns = columns or int(np.ceil(np.sqrt(len(clips))))
+    rows = -(-len(clips) // columns)
+    t, h, w = (max(c.shape[i] for c in clips) for i in range(3))
+    pad = 2
+    sheet = np.full((t, rows * (h + pad) - pad, columns * (w + pad) - pad, 3), 255, np.uint8)
+    for i, clip in enumerate(clips):
+        y, x = (i // columns) * (h + pad), (i % columns) * (w + pad)
+        held = np.minimum(np.arange(t), len(clip) - 1)
+        sheet[:, y : y + clip.shape[1], x : x + clip.shape[2]] = clip[held]
+    return sheet
+
+
+def error(
+    truth: UInt8[np.ndarray, "*t h w c"], prediction: UInt8[np.ndarray, "*t h w c"]
+) -> UInt8[np.ndarray, "*t h w c"]:
+    """Signed error around grey, (prediction - truth) / 2 + 128: 128 is right, 255 far too bright."""
+    return ((prediction.astype(np.int16) - truth.astype(np.int16)) // 2 + 128).clip(0, 255).astype(np.uint8)
+
+
+def enlarge(video: UInt8[np.ndarray, "t h w c"], scale: int) -> UInt8[np.ndarray, "t hh ww c"]:
+    """Every pixel becomes a block of ``scale`` x ``scale``."""
+    return video.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def _stack(truth: np.ndarray, prediction: np.ndarray, context: int) -> np.ndarray:
+    truth, prediction = _pair(truth, prediction, context)
+    t, h, w, _ = truth.shape
+    scale, pad, bar = _scale(h, w, 160), 4, 6
+    rows = [enlarge(v, scale) for v in (truth, prediction, error(truth, prediction))]
+    h, w = h * scale, w * scale
+    sheet = np.full((t, bar + 3 * (h + pad) + pad, w + 2 * pad, 3), 255, np.uint8)
+    for row, frames in enumerate(rows):
+        y = bar + pad + row * (h + pad)
+        sheet[:, y : y + h, pad : pad + w] = frames
+    for step in range(t):  # the bar grows with time: grey while looking, then orange
+        seen = pad + round(w * min(step + 1, context) / t)
+        now = pad + round(w * (step + 1) / t)
+        sheet[step, pad - 2 : bar, pad:seen] = CONTEXT
+        sheet[step, pad - 2 : bar, seen:now] = IMAGINED
+        if step >= context:  # and the imagined frame itself is framed
+            y = bar + pad + h + pad
+            sheet[step, y - 2 : y, pad - 2 : pad + w + 2] = IMAGINED
+            sheet[step, y + h : y + h + 2, pad - 2 : pad + w + 2] = IMAGINED
+            sheet[step, y - 2 : y + h + 2, pad - 2 : pad] = IMAGINED
+            sheet[step, y - 2 : y + h + 2, pad + w : pad + w + 2] = IMAGINED
+    return sheet
+
+
+def _pair(truth: np.ndarray, prediction: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
+    if truth.shape != prediction.shape:
+        raise ReverieError(
+            f"truth has shape {truth.shape} and prediction {prediction.shape}; make them equal"
+        )
+    if not 0 <= context <= len(truth):
+        raise ReverieError(
+            f"context must lie between 0 and the {len(truth)} frames of the video, got {context}"
+        )
+    return _rgb(truth), _rgb(prediction)
+
+
+def _columns(length: int, context: int, columns: int) -> list[int]:
+    seen = min(context, max(1, columns // 4)) if context < length else min(context, columns)
+    made = min(length - context, max(1, columns - seen))
+    before = np.linspace(context - 1, max(0, context - 1 - 2 * (seen - 1)), seen).round().astype(int)[::-1]
+    after = np.linspace(context, length - 1, made).round().astype(int)
+    return sorted({int(i) for i in [*before, *after]})
+
+
+def _scale(h: int, w: int, least: int) -> int:
+    return max(1, -(-least // max(h, w)))
+
+
+def _rgb(video: np.ndarray) -> np.ndarray:
+    """Any uint8 video with 1, 3 or 4 channels as three channels; refuses the rest."""
+    if not (isinstance(video, np.ndarray) and video.dtype == np.uint8 and video.ndim == 4 and video.size):
+        got = f"{getattr(video, 'dtype', type(video).__name__)} {getattr(video, 'shape', '')}"
+        raise ReverieError(f"a video is a non-empty uint8 array 't h w c', got {got}; convert it first")
+    channels = video.shape[-1]
+    if channels not in (1, 3, 4):
+        raise ReverieError(
+            f"a video has 1 (grey), 3 (RGB) or 4 channels, got {channels}; pick the ones to show"
+        )
+    return np.repeat(video, 3, axis=-1) if channels == 1 else np.ascontiguousarray(video[..., :3])
+
+
+def _palette(frames: np.ndarray) -> Image.Image:
+    """256 colours that fit the whole video, from at most 16 of its frames."""
+    few = frames[np.linspace(0, len(frames) - 1, min(16, len(frames))).round().astype(int)]
+    return Image.fromarray(np.concatenate(list(few), axis=0)).quantize(256, method=Image.Quantize.MEDIANCUT)
