@@ -5,7 +5,7 @@ gradient *through* another module without moving it, and nothing has to be froze
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from reverie.types import NotFinite
 class Optimizer:
     """Adam on the parameters of ``modules``, with the gradient clipped to a global norm.
 
-    ``gradient(loss)`` and ``step(gradients)`` are apart so that an agent can take all gradients from the same
+    ``gradient(loss)`` and ``step(...)`` are apart so that an agent can take all gradients from the same
     parameters before any of them moves.
     """
 
@@ -30,28 +30,23 @@ class Optimizer:
         fused = self.parameters[0].device.type in ("cpu", "cuda")
         self.adam = torch.optim.Adam(self.parameters, lr=lr, betas=betas, eps=eps, fused=fused)
 
-    def gradient(self, loss: Tensor, keep_graph: bool = False) -> tuple[Tensor, ...]:
+    def gradient(self, loss: Tensor, keep_graph: bool = False) -> "Gradient":
         """d loss / d own parameters; zeros where the loss does not reach one."""
-        return torch.autograd.grad(
+        tensors = torch.autograd.grad(
             loss, self.parameters, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
         )
+        return Gradient(self, tensors, torch.nn.utils.get_total_norm(tensors))
 
     @torch.no_grad()
-    def step(self, gradients: Iterable[Tensor]) -> Tensor:
-        """Clip and move; returns the global norm before clipping. Raises ``NotFinite`` and moves nothing if it is not
-        a finite number, naming the first bad gradient."""
-        gradients = list(gradients)
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if norm.device.type == "cpu" and not torch.isfinite(norm):
-            raise NotFinite(f"the gradient of {self.first_bad(gradients)}")
-        scale = torch.clamp(self.clip / (norm + 1e-6), max=1.0)
-        torch._foreach_mul_(gradients, scale)
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+    def move(self, gradient: "Gradient") -> None:
+        """Clip to the global norm and take one Adam step."""
+        scale = torch.clamp(self.clip / (gradient.norm + 1e-6), max=1.0)
+        torch._foreach_mul_(gradient.tensors, scale)
+        for parameter, tensor in zip(self.parameters, gradient.tensors, strict=True):
+            parameter.grad = tensor
         self.adam.step()
         for parameter in self.parameters:
             parameter.grad = None
-        return norm
 
     def first_bad(self, tensors: Iterable[Tensor]) -> str:
         for name, tensor in zip(self.names, tensors, strict=True):
@@ -72,3 +67,23 @@ class Optimizer:
         for name, parameter in zip(self.names, self.parameters, strict=True):
             if name in state:
                 self.adam.state[parameter] = {key: value.clone() for key, value in state[name].items()}
+
+
+class Gradient(NamedTuple):
+    """The gradient of one loss for the parameters of one optimiser, and its global norm before clipping."""
+
+    optimizer: Optimizer
+    tensors: tuple[Tensor, ...]
+    norm: Tensor
+
+
+def step(*gradients: Gradient) -> None:
+    """Take all steps, or none: raises ``NotFinite``, naming the first bad gradient, before anything has moved.
+
+    On CUDA the check would stall the device at every update and is left to whoever reads the metrics.
+    """
+    for optimizer, tensors, norm in gradients:
+        if norm.device.type == "cpu" and not torch.isfinite(norm):
+            raise NotFinite(f"the gradient of {optimizer.first_bad(tensors)}")
+    for gradient in gradients:
+        gradient.optimizer.move(gradient)

@@ -22,7 +22,7 @@ Dimensions, in shape types, comments and tests alike::
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -37,6 +37,13 @@ Mode = Literal["train", "eval"]
 
 class ReverieError(Exception):
     """Something a user can mend: one sentence that names the thing, what was expected, what to do."""
+
+
+class NotFinite(ReverieError):
+    """A loss, gradient or parameter stopped being a finite number; nothing was changed by it."""
+
+    def __init__(self, name: str):
+        super().__init__(f"{name} is not finite; nothing was changed by it")
 
 
 @dataclass(frozen=True)
@@ -140,6 +147,9 @@ class Agent(Protocol):
 class World(Protocol):
     """What any learned model shows to a dream; everything is batched over n streams."""
 
+    def initial(self, n: int) -> Carry:
+        """What is known before the first observation."""
+
     def observe(
         self, obs: Mapping[str, Tensor], prev_action: Tensor, is_first: Tensor, carry: Carry
     ) -> Carry:
@@ -156,14 +166,3 @@ class World(Protocol):
 
     def cont(self, carry: Carry) -> Tensor:
         """Probability that the episode goes on after it, "n"."""
-
-
-@dataclass
-class NotFinite(ReverieError):
-    """A loss, gradient or parameter stopped being a finite number; nothing was changed by it."""
-
-    name: str
-    detail: str = field(default="")
-
-    def __str__(self) -> str:
-        return f"{self.name} is not finite{': ' + self.detail if self.detail else ''}"

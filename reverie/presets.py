@@ -1,0 +1,86 @@
+"""Named settings: an agent's class, and overrides laid over its paper's values in the order they are named.
+
+``paper`` is empty by definition: a Config's defaults are the paper's. ``laptop`` is ours, for two cores and no
+GPU; ``debug`` shrinks everything for tests.
+"""
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reverie.types import ReverieError
+
+AGENTS = {  # name: (module, class)
+    "planet": ("reverie.agents.planet", "PlaNet"),
+    "dreamer_v1": ("reverie.agents.dreamer_v1", "DreamerV1"),
+}
+
+DEBUG = dict(
+    depth=2,
+    stoch=5,
+    deter=10,
+    units=10,
+    steps=1_200,
+    prefill=200,
+    train_every=100,
+    train_updates=2,
+    batch_size=5,
+    batch_length=8,
+)
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "dreamer_v1": {
+        "paper": {},
+        "discrete": dict(  # App. A: Atari and DeepMind Lab
+            horizon=10, kl_scale=0.1, reward_transform="tanh", cont=True, action_repeat=4
+        ),
+        "laptop": dict(
+            depth=16,
+            units=200,
+            steps=20_000,
+            prefill=1_000,
+            train_every=200,
+            train_updates=25,
+            batch_size=16,
+            batch_length=24,
+            model_lr=1e-3,
+            actor_lr=3e-4,
+            critic_lr=3e-4,
+            adam_eps=1e-5,
+        ),
+        "debug": dict(**DEBUG, horizon=3),
+    },
+}
+
+
+def agent_class(name: str) -> Any:
+    """The class of an agent, imported when it is asked for."""
+    module, cls = AGENTS[known(name, AGENTS, "agent")]
+    return getattr(importlib.import_module(module), cls)
+
+
+def config_class(name: str) -> Any:
+    return importlib.import_module(AGENTS[known(name, AGENTS, "agent")][0]).Config
+
+
+def resolve(agent: str, presets: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Any:
+    """An agent's Config: the paper's values, then each preset, then single fields."""
+    cls = config_class(agent)
+    fields = {field.name for field in dataclasses.fields(cls)}
+    values: dict[str, Any] = {}
+    for preset in presets:
+        values |= PRESETS[agent][known(preset, PRESETS[agent], f"preset of {agent}")]
+    for name, value in (overrides or {}).items():
+        values[known(name, fields, f"setting of {agent}")] = value
+    return cls(**values)
+
+
+def known(name: str, names, what: str) -> str:
+    """``name`` if it is one of ``names``; else a sentence with the closest."""
+    if name in names:
+        return name
+    close = difflib.get_close_matches(name, sorted(names), 3, 0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are: {', '.join(sorted(names))}"
+    raise ReverieError(f"there is no {what} called {name!r}; {hint}")

@@ -1,0 +1,58 @@
+"""Play whole episodes without learning, from start states that are the same every time."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from reverie.types import Agent
+
+
+@dataclass
+class Evaluation:
+    """Returns and lengths (decisions) of ``len(returns)`` episodes, and the first one's pictures "t h w c"."""
+
+    returns: list[float] = field(default_factory=list)
+    lengths: list[int] = field(default_factory=list)
+    frames: list[np.ndarray] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        return float(np.std(self.returns))
+
+
+def evaluate(agent: Agent | None, envs, episodes: int, rng: np.random.Generator | None = None) -> Evaluation:
+    """Mean return of ``agent`` in eval mode, or of the uniformly random policy if it is None.
+
+    Episode k starts from the seed of episode k // n of stream k % n of ``envs``: each evaluation meets the same
+    starts, so two of them differ by the policy alone.
+    """
+    result, rng = Evaluation(), rng or np.random.default_rng(0)
+    image = next((key for key in sorted(envs.obs_space) if envs.obs_space[key].is_image), None)
+    nothing = np.zeros((0, envs.act_space.size), np.float32)
+    while len(result.returns) < episodes:
+        block = len(result.returns) // envs.n
+        streams = range(min(envs.n, episodes - len(result.returns)))
+        for i in range(envs.n):
+            envs.restore(i, block, nothing)
+        rows = envs.step(np.zeros((envs.n, envs.act_space.size), np.float32), [])
+        carry = None if agent is None else agent.initial(envs.n)
+        score, length = np.zeros(envs.n), np.zeros(envs.n, np.int64)
+        running = list(streams)
+        while running:
+            if image is not None and block == 0 and 0 in running:
+                result.frames.append(rows.obs[image][0].copy())
+            if agent is None:
+                action = envs.act_space.sample(rng, envs.n)
+            else:
+                action, carry = agent.act({**rows.obs, "is_first": rows.is_first}, carry, "eval")
+            rows = envs.step(action, running)
+            score[running] += rows.reward[running]
+            length[running] += 1
+            running = [i for i in running if not rows.is_last[i]]
+        result.returns += [float(score[i]) for i in streams]
+        result.lengths += [int(length[i]) for i in streams]
+    return result

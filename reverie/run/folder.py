@@ -1,0 +1,137 @@
+"""A run is a folder that explains itself: what it was asked to do stands in its ``config.yaml``.
+
+::
+
+    config.yaml         agent, environment, presets, every setting resolved, versions
+    metrics.jsonl       one line per log write; events.out.* is the same for TensorBoard
+    checkpoints/        safetensors and JSON, the last two
+    replay/             what was experienced
+    evaluation.json     the last evaluation, beside the random policy's
+    videos/             open-loop predictions and an evaluation episode
+    report.html         all of it on a page
+"""
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from reverie import presets
+from reverie.run.online import RunConfig
+from reverie.types import ReverieError
+
+MAY_CHANGE = {"steps"}  # of the agent's Config, when a run goes on
+RUN_MAY_CHANGE = {
+    "device", "threads", "workers", "eval_every", "eval_episodes", "checkpoint_every", "log_every", "wandb",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run is asked to do: names, and both sets of settings resolved."""
+
+    agent: str
+    env: str
+    presets: tuple[str, ...]
+    config: Any
+    run: RunConfig
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "agent": self.agent,
+            "env": self.env,
+            "presets": list(self.presets),
+            "run": dataclasses.asdict(self.run),
+            "config": dataclasses.asdict(self.config),
+        }
+
+
+def open_run(folder: Path, plan: Plan) -> None:
+    """Write the plan into a new folder, or check that it is the one the folder was begun with."""
+    path = folder / "config.yaml"
+    if path.exists():
+        before = read_plan(folder)
+        differences = [
+            f"{name} was {was!r} and is now {now!r}"
+            for name, was, now in (
+                ("agent", before.agent, plan.agent),
+                ("env", before.env, plan.env),
+                *differing(before.config, plan.config, MAY_CHANGE),
+                *differing(before.run, plan.run, RUN_MAY_CHANGE),
+            )
+            if was != now
+        ]
+        if differences:
+            raise ReverieError(
+                f"{folder} holds another run: {'; '.join(differences)}. Give the settings it was begun with, or "
+                f"another --run folder."
+            )
+    elif folder.exists() and not folder.is_dir():
+        raise ReverieError(f"{folder} is a file; --run names a folder, which is made if it is not there")
+    write_text(path, yaml.safe_dump({**plan.as_dict(), "versions": versions()}, sort_keys=False))
+
+
+def differing(before: Any, now: Any, free: set[str]):
+    for field in dataclasses.fields(now):
+        if field.name not in free:
+            yield field.name, getattr(before, field.name), getattr(now, field.name)
+
+
+def read_plan(folder: Path) -> Plan:
+    """The plan a run folder was begun with."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise ReverieError(f"{folder} is not a run: it has no config.yaml; name a folder that `reverie train` made")
+    try:
+        about = yaml.safe_load(path.read_text())
+        config = presets.config_class(about["agent"])(**about["config"])
+        return Plan(about["agent"], about["env"], tuple(about["presets"]), config, RunConfig(**about["run"]))
+    except (yaml.YAMLError, TypeError, KeyError) as error:
+        raise ReverieError(f"{path} can not be read as the settings of a run: {error}") from error
+
+
+def versions() -> dict[str, str]:
+    return {"python": platform.python_version(), "torch": torch.__version__, "commit": commit()}
+
+
+def commit() -> str:
+    """The revision of the source this runs from; empty outside a checkout."""
+    where = Path(__file__).parent
+    try:
+        out = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=where, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return out.stdout.strip() if out.returncode == 0 else ""
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all: to a temporary name, synced, renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".writing")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=1))
+
+
+def size_in_bytes(text: str) -> int:
+    """'4GB' -> 4_000_000_000; also KB, MB, TB, or a plain number of bytes."""
+    units = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "B": 1}
+    upper = text.strip().upper()
+    unit = next((unit for unit in units if upper.endswith(unit)), "")
+    try:
+        return int(float(upper.removesuffix(unit)) * units.get(unit, 1))
+    except ValueError:
+        raise ReverieError(f"{text!r} is not a size; write it like 500MB or 4GB") from None
