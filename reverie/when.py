@@ -53,7 +53,7 @@ class Ratio:
     call starts the count and answers 0. Nothing is lost to rounding, however the steps are cut up.
     """
 
-    ratio: float
+    ratio: float | int
     start: int = field(default=NEVER, init=False)
     done: int = field(default=0, init=False)
 
@@ -103,7 +103,7 @@ class Once:
         self.done = bool(state["done"])
 
 
-def linear(start: float, end: float, steps: int) -> Callable[[int], float]:
+def linear(start: float | int, end: float | int, steps: int) -> Callable[[int], float]:
     """A value that goes in a straight line from ``start`` at step 0 to ``end`` at ``steps``, and stays."""
     if steps < 1:
         raise ReverieError(f"linear needs at least one step from start to end, got {steps}")

@@ -15,7 +15,7 @@ Planners search without gradients but do not switch them off: that is for the ag
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -29,6 +29,7 @@ Plan = Float[Tensor, "B H A"]  # what each stream should do; its first action is
 Rollout = Callable[[Candidates], Returns]
 
 
+@runtime_checkable
 class Planner(Protocol):
     """What all planners share. Each is a frozen dataclass of its settings."""
 
@@ -65,7 +66,7 @@ def evaluate(rollout: Rollout, candidates: Candidates) -> Returns:
 def check_found(returns: Returns) -> None:
     """Raise ``NotFinite`` if some stream had not a single candidate with a finite return."""
     if not bool(returns.isfinite().any(1).all()):
-        raise NotFinite("the return of every candidate of a plan", "the model has diverged, or its state has")
+        raise NotFinite("the return of every candidate of a plan")
 
 
 def draw_normal(
@@ -75,7 +76,8 @@ def draw_normal(
     generator: torch.Generator | None,
 ) -> Candidates:
     """Continuous candidates: normal, then clipped to [-1, 1]. ``noise`` is a buffer, filled anew."""
-    return torch.addcmul(mean, std, noise.normal_(generator=generator)).clamp_(-1, 1)
+    candidates = torch.addcmul(mean, std, noise.normal_(generator=generator)).clamp_(-1, 1)
+    return candidates.contiguous()  # free, unless mean or std came in another layout
 
 
 def draw_one_hot(

@@ -10,8 +10,8 @@
     plan           = mean: not the best candidate
 
 PlaNet (Hafner et al. 2019), Algorithm 2, with the spread of its code: the population std, 1e-6 added to the
-variance, where the paper prints a mean absolute deviation. Discrete actions, which PlaNet has none of, keep the
-shape of the method: probabilities take the place of mean and std, the elites' frequencies that of the refit.
+variance, where the paper prints a mean absolute deviation. PlaNet has no discrete actions; for them the
+method keeps its shape: probabilities take the place of mean and std, the elites' frequencies are the refit.
 """
 
 from dataclasses import dataclass

@@ -6,12 +6,12 @@
     weight     = softmax(return / temperature)
     mean       = sum of weight * candidate
 
-Where CEM narrows its search, MPPI keeps its std and trusts the weights: a small ``temperature`` listens to the
-best few candidates, a large one to all. It has the unit of a return, so it must suit the rewards of the task.
+Where CEM narrows its search, MPPI keeps its std and trusts the weights: a small ``temperature`` listens to
+the best few candidates, a large one to all. It has the unit of a return, so it must suit the task's rewards.
 
-Williams et al. 2017, "Information theoretic MPC for model-based reinforcement learning", with returns alone in
-the weights (no term for the cost of control) and the update done several times per decision. The paper's own way
-is ``iterations=1`` with the last plan, shifted by one step, as ``guess``.
+Williams et al. 2017, "Information theoretic MPC for model-based reinforcement learning", with returns alone
+in the weights (no term for the cost of control) and the update done several times per decision. The paper's
+own way is ``iterations=1`` with the last plan, shifted by one step, as ``guess``.
 """
 
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ from reverie.types import ActionSpace, ReverieError
 
 @dataclass(frozen=True)
 class MPPI:
-    """Path integral control. Temperature and std belong to the task; the budget is PlaNet's, as in ``CEM``."""
+    """Path integral control. Temperature and std belong to the task; the budget is that of ``CEM``."""
 
     horizon: int = 12
     iterations: int = 10
@@ -67,7 +67,7 @@ class MPPI:
         shape = (self.horizon, batch, 1, action_space.size)
         noise = torch.empty(self.horizon, 1, self.candidates, action_space.size, device=device)
         mean = torch.zeros(shape, device=device) if guess is None else guess.transpose(0, 1).unsqueeze(2)
-        std = torch.full((1, 1, 1, 1), self.std, device=device)
+        std = torch.full(shape, self.std, device=device)
         if action_space.discrete:  # the mean of one-hot candidates is a probability
             uniform = even(groups, device).expand(shape)
             mean = uniform if guess is None else (mean + uniform) / 2
