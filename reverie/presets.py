@@ -31,6 +31,39 @@ DEBUG = dict(
 )
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "planet": {
+        "paper": {},
+        # App. A: the action repeat of each task
+        "cartpole_swingup": dict(action_repeat=8),
+        "reacher_easy": dict(action_repeat=4),
+        "cheetah_run": dict(action_repeat=4),
+        "finger_spin": dict(action_repeat=2),
+        "cup_catch": dict(action_repeat=4),
+        "walker_walk": dict(action_repeat=2),
+        "laptop": dict(
+            depth=8,
+            reward_units=200,
+            reward_layers=2,
+            steps=20_000,
+            prefill=1_000,
+            train_every=200,
+            train_updates=25,
+            batch_size=16,
+            batch_length=24,
+            candidates=200,
+            elites=20,
+            iterations=6,
+        ),
+        "debug": dict(
+            **{k: v for k, v in DEBUG.items() if k != "units"},
+            reward_units=10,
+            reward_layers=1,
+            horizon=3,
+            candidates=8,
+            elites=2,
+            iterations=2,
+        ),
+    },
     "dreamer_v1": {
         "paper": {},
         "discrete": dict(  # App. A: Atari and DeepMind Lab
