@@ -20,6 +20,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import one_hot, pad
 
 from reverie.types import ActionSpace, NotFinite, ReverieError
 
@@ -83,22 +84,27 @@ def draw_normal(
 def draw_one_hot(
     probs: Float[Tensor, "H B 1 A"],
     groups: tuple[int, ...],
-    noise: Float[Tensor, "H 1 N A"],
+    noise: Float[Tensor, "H 1 N G"],
     generator: torch.Generator | None,
 ) -> Candidates:
-    """Discrete candidates: in each group one choice, drawn by ``probs``. ``noise`` is a buffer, filled anew.
+    """Discrete candidates: one choice in each of G groups, by ``probs``. ``noise`` is a buffer, filled anew.
 
-    The choice with the largest p / e wins, e ~ Exponential(1); that happens with probability p.
+    The choices of a group lie end to end on [0, 1), each as long as it is probable; a point falls on one.
     """
-    return most_probable(probs / noise.exponential_(generator=generator), groups)
+    points = noise.uniform_(generator=generator).split(1, -1)
+    parts = []
+    for prob, point in zip(probs.split(groups, -1), points, strict=True):
+        right = prob.cumsum(-1)
+        right = right / right[..., -1:]  # ends at 1 exactly
+        left = pad(right[..., :-1], (1, 0))
+        parts.append((left <= point) & (point < right))
+    return torch.cat(parts, -1).float()
 
 
 def most_probable(probs: Float[Tensor, "*batch A"], groups: tuple[int, ...]) -> Float[Tensor, "*batch A"]:
     """One-hot groups at the largest entry of each group."""
-    parts = [
-        torch.zeros_like(p).scatter_(-1, p.argmax(-1, keepdim=True), 1.0) for p in probs.split(groups, -1)
-    ]
-    return torch.cat(parts, -1)
+    parts = [one_hot(prob.argmax(-1), prob.shape[-1]) for prob in probs.split(groups, -1)]
+    return torch.cat(parts, -1).float()
 
 
 def even(groups: tuple[int, ...], device: torch.device | str) -> Float[Tensor, "A"]:

@@ -69,7 +69,8 @@ class CEM:
         """
         groups = action_space.groups
         shape = (self.horizon, batch, 1, action_space.size)
-        noise = torch.empty(self.horizon, 1, self.candidates, action_space.size, device=device)
+        numbers = len(groups) or action_space.size  # of noise, for one action
+        noise = torch.empty(self.horizon, 1, self.candidates, numbers, device=device)
         start = None if guess is None else guess.transpose(0, 1).unsqueeze(2)  # H B 1 A
 
         if action_space.discrete:

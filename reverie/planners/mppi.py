@@ -65,7 +65,8 @@ class MPPI:
         """
         groups = action_space.groups
         shape = (self.horizon, batch, 1, action_space.size)
-        noise = torch.empty(self.horizon, 1, self.candidates, action_space.size, device=device)
+        numbers = len(groups) or action_space.size  # of noise, for one action
+        noise = torch.empty(self.horizon, 1, self.candidates, numbers, device=device)
         mean = torch.zeros(shape, device=device) if guess is None else guess.transpose(0, 1).unsqueeze(2)
         std = torch.full(shape, self.std, device=device)
         if action_space.discrete:  # the mean of one-hot candidates is a probability

@@ -32,7 +32,8 @@ class Shooting:
     ) -> Plan:
         """The best sequence of each stream. A ``guess`` takes the place of the first candidate."""
         groups = action_space.groups
-        noise = torch.empty(self.horizon, 1, self.candidates, action_space.size, device=device)
+        numbers = len(groups) or action_space.size  # of noise, for one action
+        noise = torch.empty(self.horizon, 1, self.candidates, numbers, device=device)
         if action_space.discrete:
             uniform = even(groups, device).expand(self.horizon, 1, 1, -1)
             candidates = draw_one_hot(uniform, groups, noise, generator)

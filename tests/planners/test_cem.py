@@ -118,21 +118,30 @@ def test_momentum_keeps_a_share_of_the_old_variance():
     assert watch.candidates[1].std().item() == pytest.approx(expected.item(), rel=0.02)
 
 
-def test_discrete_refit_is_the_elites_frequency_smoothed():
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_discrete_refit_is_the_elites_frequency_smoothed(momentum):
     target = torch.tensor([1.0, 0, 0, 0, 1])
     watch = Watch(quadratic(target), k=40)
-    cem = CEM(horizon=1, iterations=2, candidates=20_000, elites=40, smoothing=0.2)
+    cem = CEM(horizon=1, iterations=2, candidates=20_000, elites=40, smoothing=0.2, momentum=momentum)
     plan = cem(watch, 1, ActionSpace(5, (3, 2)), rng())
     assert torch.equal(plan[0, 0], target)
     uniform = torch.tensor([1 / 3, 1 / 3, 1 / 3, 1 / 2, 1 / 2])
-    expected = 0.8 * watch.elites(0)[:, 0].mean(0) + 0.2 * uniform
+    refit = 0.8 * watch.elites(0)[:, 0].mean(0) + 0.2 * uniform
+    expected = (1 - momentum) * refit + momentum * uniform
     torch.testing.assert_close(watch.candidates[1][0, 0].mean(0), expected, atol=0.01, rtol=0)
 
 
 def test_one_hot_candidates_follow_their_probabilities():
     probs = torch.tensor([0.1, 0.2, 0.7, 0.5, 0.5]).expand(2, 3, 1, 5)
-    drawn = draw_one_hot(probs, (3, 2), torch.empty(2, 1, 50_000, 5), rng())
+    drawn = draw_one_hot(probs, (3, 2), torch.empty(2, 1, 50_000, 2), rng())
     assert drawn.shape == (2, 3, 50_000, 5)
     torch.testing.assert_close(drawn.mean(2, keepdim=True), probs, atol=0.01, rtol=0)
     both = (drawn[..., 2] * drawn[..., 3]).mean(2)  # groups and steps are drawn apart
     torch.testing.assert_close(both, torch.full((2, 3), 0.35), atol=0.01, rtol=0)
+
+
+def test_a_choice_without_probability_is_never_drawn():
+    probs = torch.tensor([0.0, 0.5, 0.0, 0.5, 0.0]).expand(1, 1, 1, 5)
+    drawn = draw_one_hot(probs, (5,), torch.empty(1, 1, 100_000, 1), rng())
+    assert (drawn.sum(-1) == 1).all()
+    assert drawn[..., [0, 2, 4]].sum() == 0
