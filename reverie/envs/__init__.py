@@ -1,14 +1,19 @@
-"""Environments: adapters for Gymnasium and dm_control, wrappers, and n of them stepped together."""
+"""Environments: adapters for Gymnasium and dm_control, wrappers, and n of them stepped together.
+
+``make_env`` is the front door; ``SerialEnvs`` and ``WorkerEnvs`` step many. Importing this registers the
+worlds of ``small.py`` with Gymnasium: ``reverie/Catch-v0``, ``reverie/Probe-v0``, ``reverie/Everything-v0``.
+"""
 
 from collections.abc import Callable
 from typing import Any
 
+import reverie.envs.small  # noqa: F401  (registers its worlds)
 from reverie.envs.base import Env
-from reverie.envs.vector import Envs, SerialEnvs, episode_seed
+from reverie.envs.vector import Envs, SerialEnvs, WorkerEnvs, episode_seed
 from reverie.envs.wrappers import ActionRepeat, Pixels, Resize, TimeLimit
 from reverie.types import ReverieError
 
-__all__ = ["Env", "Envs", "SerialEnvs", "episode_seed", "from_gymnasium", "make_env"]
+__all__ = ["Env", "Envs", "SerialEnvs", "WorkerEnvs", "episode_seed", "from_gymnasium", "make_env"]
 
 
 def make_env(
@@ -23,13 +28,14 @@ def make_env(
 ) -> Env:
     """The environment called ``name``, in canonical form.
 
-    ``dmc/<domain>_<task>`` is the DeepMind Control Suite; any other name is looked up with Gymnasium (``Pendulum-v1``,
-    ``gym/Pendulum-v1``, ``module:Name-v0``). With ``pixels`` nothing but pictures is observed: the environment's
-    own if it has any, else what it draws. Pictures are ``image_size`` square (None: as they are). ``time_limit`` in
-    env steps replaces the environment's own. ``renderer`` is how MuJoCo draws: reference, near or fast.
-    Raises ``ReverieError`` for unknown names and missing packages.
+    ``dmc/<domain>_<task>`` is the DeepMind Control Suite; any other name is looked up with Gymnasium
+    (``Pendulum-v1``, ``gym/Pendulum-v1``, ``module:Name-v0``). With ``pixels`` nothing but pictures is
+    observed: the environment's own if it has any, else what it draws. Pictures are ``image_size`` square
+    (None: as they are). ``time_limit`` in env steps replaces the environment's own. ``renderer`` is how
+    MuJoCo draws: reference, near or fast; ``camera`` is its number or name (None: the one that shows the
+    task). Raises ``ReverieError`` for unknown names and missing packages.
     """
-    size = (image_size or 64) if pixels else None
+    size = _check_size(pixels, image_size)
     env: Env
     if name.startswith("dmc/"):
         from reverie.envs.dm_control import DMControl
@@ -62,18 +68,20 @@ def from_gymnasium(
 
     if not hasattr(env, "step") and callable(env):
         env = env()
-    size = (image_size or 64) if pixels else None
-    ours: Env = Gymnasium(env, size=size, renderer=renderer, camera=camera)
+    ours: Env = Gymnasium(env, size=_check_size(pixels, image_size), renderer=renderer, camera=camera)
     if time_limit is not None:
         ours = TimeLimit(ours, time_limit)
     return _dress(ours, pixels, image_size, action_repeat)
 
 
-def _dress(env: Env, pixels: bool, image_size: int | None, action_repeat: int) -> Env:
+def _check_size(pixels: bool, image_size: int | None) -> int | None:
+    """The size to draw at, None if nothing is drawn for an agent."""
     if image_size is not None and image_size < 1:
-        raise ReverieError(
-            f"image_size must be at least 1, or None for pictures as they are; got {image_size}."
-        )
+        raise ReverieError(f"image_size must be at least 1, or None; got {image_size}.")
+    return (image_size or 64) if pixels else None
+
+
+def _dress(env: Env, pixels: bool, image_size: int | None, action_repeat: int) -> Env:
     if action_repeat != 1:
         env = ActionRepeat(env, action_repeat)
     if pixels:

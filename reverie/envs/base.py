@@ -47,12 +47,10 @@ def first(obs: dict[str, np.ndarray]) -> Step:
     return Step(obs, np.zeros((), np.float32), YES, NO, NO, np.zeros((), np.int64))
 
 
-def after(
-    obs: dict[str, np.ndarray], reward: float, terminated: bool, truncated: bool, steps: int = 1
-) -> Step:
-    """The row that ``steps`` env steps led to."""
+def after(obs: dict[str, np.ndarray], reward: float, terminated: bool, truncated: bool) -> Step:
+    """The row that one env step led to."""
     last = _BIT[terminated or truncated]
-    return Step(obs, np.array(reward, np.float32), NO, last, _BIT[terminated], np.array(steps, np.int64))
+    return Step(obs, np.array(reward, np.float32), NO, last, _BIT[terminated], np.array(1, np.int64))
 
 
 def check_action(action: np.ndarray, space: ActionSpace, name: str) -> np.ndarray:

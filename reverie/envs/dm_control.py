@@ -1,11 +1,14 @@
 """The DeepMind Control Suite (Tassa et al. 2018), ``dmc/<domain>_<task>``.
 
-Every task runs 1,000 env steps (some 1,000 control steps of other lengths) and ends by the clock: discount 1,
-``is_last`` and not ``is_terminal``. Camera 0, camera 2 for the quadruped, which camera 0 loses. Actions are scaled
-from [-1, 1] to each dimension's bounds; only the quadruped's differ from [-1, 1].
+Nearly every task runs 1,000 env steps and ends by the clock: discount 1, so ``is_last`` and not
+``is_terminal``. Camera 0, but camera 2 for the quadruped, which camera 0 loses. Actions are scaled from [-1,
+1] to each dimension's bounds; only the quadruped's differ.
 """
 
+import contextlib
 import difflib
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -66,9 +69,7 @@ class DMControl(Env):
         self._running = not (terminated or truncated)
         reward = moment.reward
         if reward is None or not np.isfinite(reward):
-            raise ReverieError(
-                f"{self.name}: the reward is {reward} at step {self._taken}; expected a number."
-            )
+            raise ReverieError(f"{self.name}: the reward at step {self._taken} is {reward}, not a number.")
         return after(self._obs(moment), float(reward), terminated, truncated)
 
     def _obs(self, moment: Any) -> dict[str, np.ndarray]:
@@ -76,9 +77,7 @@ class DMControl(Env):
         for key, space in self.obs_space.items():
             value = np.array(moment.observation[key], np.float32).reshape(space.shape)
             if not np.isfinite(value).all():
-                raise ReverieError(
-                    f"{self.name}: the observation {key!r} is not finite at step {self._taken}."
-                )
+                raise ReverieError(f"{self.name}: observation {key!r} is not finite at step {self._taken}.")
             obs[key] = value
         return obs
 
@@ -93,7 +92,8 @@ class DMControl(Env):
 def _load(task: str, endless: bool) -> Any:
     choose_gl()
     try:
-        from dm_control import suite
+        with _hushed("absl"):
+            from dm_control import suite
     except ImportError as error:
         raise ReverieError(
             f"dmc/{task} needs the DeepMind Control Suite: pip install 'reverie[dmc]' ({error})."
@@ -102,13 +102,23 @@ def _load(task: str, endless: bool) -> Any:
     task = ALIASES.get(task, task)
     if task not in names:
         close = difflib.get_close_matches(task, names, n=3, cutoff=0.5)
-        hint = (
-            f"did you mean {' or '.join('dmc/' + name for name in close)}?"
-            if close
-            else f"try one of {list(names)}."
-        )
+        known = [f"dmc/{name}" for name in close or names]
+        hint = f"did you mean {' or '.join(known)}?" if close else f"there are {', '.join(known)}."
         raise ReverieError(f"the DeepMind Control Suite has no task {task!r}; {hint}")
     options: dict[str, Any] = {"random": 0}
     if endless:
         options["time_limit"] = float("inf")
-    return suite.load(*names[task], task_kwargs=options)
+    with _hushed("absl"):
+        return suite.load(*names[task], task_kwargs=options)
+
+
+@contextlib.contextmanager
+def _hushed(name: str) -> Iterator[None]:
+    """Without the warnings of one logger (deprecated attributes in models that are not ours)."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

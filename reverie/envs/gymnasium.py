@@ -1,15 +1,17 @@
 """Any Gymnasium environment, untouched: its spaces become ours here, or are refused in a sentence.
 
-Observations: a Box is a float32 vector, or a picture when it is one (uint8 of 2 or 3 dimensions, or 3 dimensions with
-bounds [0, 1] or [0, 255]; channels may come first or last); Discrete and MultiDiscrete are one-hot, MultiBinary is
-a vector of 0 and 1; Dict and Tuple nest, their keys joined by slashes. A lone entry is called "image" or "vector".
+Observations: a Box is a float32 vector, or a picture when it is one (uint8 of 2 or 3 dimensions, or 3
+dimensions with bounds [0, 1] or [0, 255]; channels may come first or last); Discrete and MultiDiscrete are
+one-hot, a MultiBinary is a vector of 0 and 1; Dict and Tuple nest, their keys joined by slashes. A lone entry
+is called
+"image" or "vector".
 
-Actions: a bounded Box is scaled from [-1, 1]; Discrete and MultiDiscrete are one-hot groups, each entry of a MultiBinary
-a group of two.
+Actions: a bounded Box is scaled from [-1, 1]; Discrete and MultiDiscrete are one-hot groups, and each entry
+of a MultiBinary is a group of two.
 """
 
 import difflib
-import os
+import importlib
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,11 +22,12 @@ import numpy as np
 from gymnasium import spaces
 
 from reverie.envs.base import Env, after, check_action, first
-from reverie.envs.pixels import MuJoCoCamera, choose_gl, preset
+from reverie.envs.pixels import MuJoCoCamera, choose_gl, choose_sdl, preset
 from reverie.types import ActionSpace, ReverieError, Space, Step
 
-FLAGS = ("is_first", "is_last", "is_terminal", "reward", "action", "prev_action")
-Reader = Callable[[Any], np.ndarray]
+TAKEN = ("is_first", "is_last", "is_terminal", "reward", "action", "prev_action", "env_steps")
+Reader = Callable[[Any], np.ndarray]  # the environment's entry -> our array
+Entry = tuple[str, Space, tuple[Any, ...], Reader]  # key, our space, path into the raw observation, reader
 
 
 class Gymnasium(Env):
@@ -44,36 +47,38 @@ class Gymnasium(Env):
         camera: int | str | None = None,
     ) -> None:
         if not isinstance(env, gymnasium.Env):
+            kind = f"{type(env).__module__}.{type(env).__name__}"
             raise ReverieError(
-                f"expected a gymnasium.Env, got {type(env).__module__}.{type(env).__name__}; an environment of the old "
-                "gym can be wrapped with shimmy's GymV26CompatibilityV0."
+                f"expected a gymnasium.Env, got {kind}; wrap an environment of the old gym with shimmy's "
+                "GymV26CompatibilityV0, and give vector environments one by one."
             )
         self.env = env
         self.name = name or (env.spec.id if env.spec else type(env.unwrapped).__name__)
         self._count, self._running = 0, False
-        self._read = _readers(env.observation_space, self.name)
-        self.obs_space = {key: space for key, space, _, _ in self._read}
-        self.act_space, self._foreign = _action(env.action_space, self.name)
-        preset(renderer)
-        self._drawing = (size or 64, renderer, camera)
+        self._entries = _entries(env.observation_space, self.name)
+        self.obs_space = {key: space for key, space, _, _ in self._entries}
+        self.act_space, self._theirs = _action(env.action_space, self.name)
+        self._drawing = (size or 240, renderer, camera)
         self._camera: MuJoCoCamera | None = None
-        if size and renderer != "reference" and isinstance(getattr(env.unwrapped, "screen_dim", None), int):
-            env.unwrapped.screen_dim = 2 * size  # type: ignore[attr-defined]  # it draws to scale: same picture, less paint
+        scalable = isinstance(getattr(env.unwrapped, "screen_dim", None), int)
+        if preset(renderer).shadowsize is not None and size and scalable:
+            setattr(env.unwrapped, "screen_dim", 2 * size)  # noqa: B010 (it draws to scale: the same with less paint)
 
     def reset(self, seed: int) -> Step:
         answer = self.env.reset(seed=seed)
         if not (isinstance(answer, tuple) and len(answer) == 2):
-            raise ReverieError(f"{self.name}: reset() must return (observation, info), as Gymnasium's do.")
+            raise ReverieError(f"{self.name}: reset() must return (observation, info), as in Gymnasium.")
         self._count, self._running = 0, True
         return first(self._obs(answer[0]))
 
     def step(self, action: np.ndarray) -> Step:
         if not self._running:
             raise ReverieError(f"{self.name}: step() before reset(), or after a last row; call reset(seed).")
-        answer = self.env.step(self._foreign(check_action(action, self.act_space, self.name)))
+        answer = self.env.step(self._theirs(check_action(action, self.act_space, self.name)))
         if not (isinstance(answer, tuple) and len(answer) == 5):
             raise ReverieError(
-                f"{self.name}: step() must return (observation, reward, terminated, truncated, info), as Gymnasium's do."
+                f"{self.name}: step() must return (observation, reward, terminated, truncated, info), "
+                "as in Gymnasium."
             )
         raw, reward, terminated, truncated, _ = answer
         self._count += 1
@@ -85,17 +90,15 @@ class Gymnasium(Env):
             number = float(reward) if np.ndim(reward) == 0 else float(np.asarray(reward).item())
         except (TypeError, ValueError):
             raise ReverieError(
-                f"{self.name}: the reward {reward!r} at step {self._count} is not a number."
+                f"{self.name}: the reward at step {self._count} is {reward!r}, not a number."
             ) from None
-        if not abs(number) <= 3.4e38:
-            raise ReverieError(
-                f"{self.name}: the reward is {number} at step {self._count}; expected a finite number."
-            )
+        if not abs(number) < 3.4e38:  # float32 ends here; NaN fails too
+            raise ReverieError(f"{self.name}: the reward at step {self._count} is {number}, not finite.")
         return number
 
     def _obs(self, raw: Any) -> dict[str, np.ndarray]:
         obs = {}
-        for key, space, path, read in self._read:
+        for key, space, path, read in self._entries:
             try:
                 value = raw
                 for part in path:
@@ -103,11 +106,11 @@ class Gymnasium(Env):
                 value = read(value)
             except Exception as error:
                 raise ReverieError(
-                    f"{self.name}: the observation {key!r} at step {self._count} does not fit its space: {error}."
+                    f"{self.name}: observation {key!r} at step {self._count} does not fit its space: {error}."
                 ) from error
             if space.dtype == "float32" and not np.isfinite(value).all():
                 raise ReverieError(
-                    f"{self.name}: the observation {key!r} is not finite (NaN or infinite) at step {self._count}."
+                    f"{self.name}: observation {key!r} is not finite (NaN or infinite) at step {self._count}."
                 )
             obs[key] = value
         return obs
@@ -119,8 +122,8 @@ class Gymnasium(Env):
             self._camera = MuJoCoCamera(world.model, world.data, size, renderer, _viewpoint(world, camera))
         if self._camera is not None:
             return self._camera()
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy") if _headless() else None
-        frame = self.env.render()
+        choose_sdl()
+        frame = self.env.render() if self.env.render_mode else None
         if isinstance(frame, list) and frame:
             frame = frame[-1]
         if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3):
@@ -143,70 +146,55 @@ class Gymnasium(Env):
 def make(name: str, *, time_limit: int | None = None, **drawing: Any) -> Gymnasium:
     """The environment registered with Gymnasium as ``name``, able to draw itself where it can.
 
-    ``time_limit`` in env steps replaces the registered one. Raises ``ReverieError`` for unknown names, with close
-    ones, and for packages that are missing.
+    With ``time_limit`` its registered limit is left out; the caller sets one. Raises ``ReverieError`` for
+    unknown names, with close ones, and for packages that are missing.
     """
-    name = name.removeprefix("gym/")
-    if _headless():
-        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    choose_sdl()
     choose_gl()
-    options: dict[str, Any] = {"disable_env_checker": True}
-    if time_limit is not None:
-        options["max_episode_steps"] = -1
+    name = name.removeprefix("gym/")
+    module, _, plain = name.rpartition(":")
     try:
+        if module:
+            importlib.import_module(module)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            env = _make(name, options)
-    except gymnasium.error.UnregisteredEnv as error:
-        raise ReverieError(_unknown(name)) from error
+            options: dict[str, Any] = {"disable_env_checker": True}
+            if time_limit is not None:
+                options["max_episode_steps"] = -1
+            if "rgb_array" in _render_modes(gymnasium.spec(plain)):
+                options["render_mode"] = "rgb_array"
+            env = gymnasium.make(plain, **options)
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
+        raise ReverieError(_unknown(name, plain)) from error
     except (gymnasium.error.DependencyNotInstalled, ImportError) as error:
-        raise ReverieError(f"{name} needs a package that is not here: {error}{_extra(name)}") from error
+        raise ReverieError(f"{name} needs a package that is missing{_extra(plain)}: {error}.") from error
     except gymnasium.error.Error as error:
         raise ReverieError(f"Gymnasium cannot make {name!r}: {error}") from error
     return Gymnasium(env, name, **drawing)
 
 
-def _make(name: str, options: dict[str, Any]) -> Any:
-    modes: list[str] = []
-    module, _, plain = name.rpartition(":")
-    if module:
-        __import__(module)
-    spec = gymnasium.spec(plain)
-    if spec.entry_point is not None:
-        creator: Any = spec.entry_point
-        if isinstance(creator, str):
-            creator = gymnasium.envs.registration.load_env_creator(creator)
-        modes = (getattr(creator, "metadata", None) or {}).get("render_modes", [])
-    if "rgb_array" in modes:
-        options = {**options, "render_mode": "rgb_array"}
-    return gymnasium.make(plain, **options)
+def _render_modes(spec: Any) -> list[str]:
+    creator = spec.entry_point
+    if isinstance(creator, str):
+        creator = gymnasium.envs.registration.load_env_creator(creator)
+    return (getattr(creator, "metadata", None) or {}).get("render_modes", [])
 
 
-def _unknown(name: str) -> str:
+def _unknown(name: str, plain: str) -> str:
     known = [key for key in gymnasium.registry if not key.startswith(("phys2d/", "tabular/"))]
     lower = {key.lower(): key for key in known}
-    close = [lower[key] for key in difflib.get_close_matches(name.lower(), lower, n=3, cutoff=0.5)]
-    hint = (
-        f"did you mean {' or '.join(close)}?"
-        if close
-        else "try Pendulum-v1, CartPole-v1 or dmc/cartpole_swingup."
-    )
+    close = [lower[key] for key in difflib.get_close_matches(plain.lower(), lower, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(close)}?" if close else "try Pendulum-v1 or dmc/cartpole_swingup."
     return f"there is no environment {name!r}; {hint}"
 
 
-def _extra(name: str) -> str:
-    spec = gymnasium.registry.get(name.rpartition(":")[2])
+def _extra(plain: str) -> str:
+    spec = gymnasium.registry.get(plain)
     entry = str(spec.entry_point) if spec else ""
-    for word in ("mujoco", "box2d"):
+    for word, extra in (("mujoco", "mujoco"), ("box2d", "box2d"), ("ale_py", "atari")):
         if word in entry:
-            return f" (pip install 'reverie[{word}]')"
-    return " (pip install 'reverie[atari]')" if name.startswith("ALE/") else ""
-
-
-def _headless() -> bool:
-    return sys.platform.startswith("linux") and not (
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
+            return f", pip install 'reverie[{extra}]'"
+    return ", pip install 'reverie[atari]'" if plain.startswith("ALE/") else ""
 
 
 def _viewpoint(world: Any, camera: int | str | None) -> Any:
@@ -228,53 +216,53 @@ def _viewpoint(world: Any, camera: int | str | None) -> Any:
     return free
 
 
-# Spaces of observations ------------------------------------------------------------------------------------------
+# Spaces of observations -----------------------------------------------------------------------------------
 
 
-def _readers(space: Any, name: str) -> list[tuple[str, Space, tuple[Any, ...], Reader]]:
-    """(key, our space, path into the raw observation, raw entry -> our array) of every entry."""
-    found: list[tuple[str, Space, tuple[Any, ...], Reader]] = []
+def _entries(space: Any, name: str) -> list[Entry]:
+    """Every entry of an observation space, flat."""
+    found: list[Entry] = []
 
     def visit(space: Any, key: str, path: tuple[Any, ...]) -> None:
+        children: Any = None
         if isinstance(space, spaces.Dict):
-            children = list(space.spaces.items())
+            children = space.spaces.items()
         elif isinstance(space, spaces.Tuple):
-            children = list(enumerate(space.spaces))
-        else:
-            ours, read = _entry(space, key, name)
-            if 0 in ours.shape:
-                return
-            found.append((key or ("image" if ours.is_image else "vector"), ours, path, read))
+            children = enumerate(space.spaces)
+        if children is not None:
+            for child, inner in children:
+                visit(inner, f"{key}/{child}" if key else str(child), (*path, child))
             return
-        for child, inner in children:
-            visit(inner, f"{key}/{child}" if key else str(child), (*path, child))
+        ours, read = _leaf(space, key, name)
+        if 0 not in ours.shape:
+            found.append((key or ("image" if ours.is_image else "vector"), ours, path, read))
 
     visit(space, "", ())
     keys = [key for key, *_ in found]
     if not keys:
         raise ReverieError(f"{name} shows nothing: its observation space {space} has no entries.")
     for key in keys:
-        if key in FLAGS or keys.count(key) > 1:
+        if key in TAKEN or keys.count(key) > 1:
             raise ReverieError(
-                f"{name}: the observation key {key!r} is taken; rename it with gymnasium.wrappers.TransformObservation."
+                f"{name}: the observation key {key!r} is taken; rename it, e.g. with "
+                "gymnasium.wrappers.TransformObservation."
             )
     return found
 
 
-def _entry(space: Any, key: str, name: str) -> tuple[Space, Reader]:
-    where = f"the observation {key!r}" if key else "the observation"
+def _leaf(space: Any, key: str, name: str) -> tuple[Space, Reader]:
     if isinstance(space, spaces.Box):
         return _picture(space) or _vector(space.shape)
     if isinstance(space, spaces.Discrete):
         return _one_hot(np.array([space.n]), np.array([space.start]))
     if isinstance(space, spaces.MultiDiscrete):
-        start = getattr(space, "start", np.zeros_like(space.nvec))
-        return _one_hot(np.asarray(space.nvec).ravel(), np.asarray(start).ravel())
+        return _one_hot(np.ravel(space.nvec), np.ravel(getattr(space, "start", np.zeros_like(space.nvec))))
     if isinstance(space, spaces.MultiBinary):
         return _vector(space.shape)
     raise ReverieError(
-        f"{name}: {where} is a {type(space).__name__} space, which has no fixed-size array; turn it into a Box with "
-        "gymnasium.wrappers.TransformObservation, or drop it with FilterObservation."
+        f"{name}: its observation{f' {key!r}' if key else ''} is a {type(space).__name__} space, which has "
+        "no fixed size; make it a Box with gymnasium.wrappers.TransformObservation, or leave it out with "
+        "FilterObservation."
     )
 
 
@@ -291,14 +279,14 @@ def _vector(shape: tuple[int, ...]) -> tuple[Space, Reader]:
 
 
 def _one_hot(counts: np.ndarray, start: np.ndarray) -> tuple[Space, Reader]:
-    offsets = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    offsets = np.cumsum(counts) - counts
     total = int(counts.sum())
 
     def read(raw: Any) -> np.ndarray:
         pick = np.asarray(raw).reshape(-1) - start
         if pick.shape != counts.shape or (pick < 0).any() or (pick >= counts).any():
             raise ValueError(
-                f"expected {len(counts)} numbers below {counts.tolist()} from {start.tolist()}, got {raw}"
+                f"expected from {start.tolist()} up to {(start + counts - 1).tolist()}, got {raw}"
             )
         value = np.zeros(total, np.float32)
         value[offsets + pick.astype(np.int64)] = 1.0
@@ -309,31 +297,33 @@ def _one_hot(counts: np.ndarray, start: np.ndarray) -> tuple[Space, Reader]:
 
 def _picture(space: Any) -> tuple[Space, Reader] | None:
     """The space and reader of a Box that is a picture, or None if it is none."""
-    shape, low, high = space.shape, space.low, space.high
-    if len(shape) not in (2, 3) or space.dtype.kind == "c" or not np.size(low):
+    shape = space.shape
+    if len(shape) not in (2, 3) or 0 in shape:
         return None
-    bounds = (float(low.min()), float(low.max()), float(high.min()), float(high.max()))
-    unit = bounds == (0.0, 0.0, 1.0, 1.0)
-    if space.dtype != np.uint8 and not (len(shape) == 3 and (unit or bounds == (0.0, 0.0, 255.0, 255.0))):
+    bounds = {
+        float(space.low.min()),
+        float(space.low.max()),
+        float(space.high.min()),
+        float(space.high.max()),
+    }
+    if space.dtype != np.uint8 and not (len(shape) == 3 and bounds in ({0.0, 1.0}, {0.0, 255.0})):
         return None
+    scale = np.float32(255.0 if bounds == {0.0, 1.0} else 1.0)
     turned = len(shape) == 3 and shape[2] not in (1, 3, 4) and shape[0] < min(shape[1:])
     ours = (*shape, 1) if len(shape) == 2 else (*shape[1:], shape[0]) if turned else shape
-    scale = 255.0 if unit else 1.0
+    essence = tuple(n for n in shape if n != 1)
 
     def read(raw: Any) -> np.ndarray:
         value = np.asarray(raw)
-        if value.shape != shape and (
-            value.size != np.prod(shape) or value.squeeze().shape != tuple(d for d in shape if d != 1)
-        ):
+        if tuple(n for n in value.shape if n != 1) != essence:
             raise ValueError(f"expected shape {shape}, got {value.shape}")
         if value.dtype != np.uint8 or scale != 1.0:
-            value = value.astype(np.float32) * np.float32(scale)
+            value = value.astype(np.float32) * scale
             if not np.isfinite(value).all():
                 raise ValueError("it is not finite (NaN or infinite)")
-            if value.min() < -1.0 or value.max() > 256.0:
-                raise ValueError(
-                    f"expected values in [0, {255 / scale:g}], got {value.min() / scale:g} to {value.max() / scale:g}"
-                )
+            low, high = float(value.min() / scale), float(value.max() / scale)
+            if low * scale < -1.0 or high * scale > 256.0:  # a rounding error may pass, not another scale
+                raise ValueError(f"expected values in [0, {255 / scale:g}], got {low:g} to {high:g}")
             value = np.clip(np.rint(value), 0, 255)
         if turned:
             value = value.reshape(shape).transpose(1, 2, 0)
@@ -342,7 +332,7 @@ def _picture(space: Any) -> tuple[Space, Reader] | None:
     return Space(tuple(int(n) for n in ours), "uint8"), read
 
 
-# Spaces of actions -----------------------------------------------------------------------------------------------
+# Spaces of actions ----------------------------------------------------------------------------------------
 
 
 def _action(space: Any, name: str) -> tuple[ActionSpace, Callable[[np.ndarray], Any]]:
@@ -350,45 +340,47 @@ def _action(space: Any, name: str) -> tuple[ActionSpace, Callable[[np.ndarray], 
     if isinstance(space, spaces.Box):
         return _scaled(space, name)
     if isinstance(space, spaces.Discrete):
-        start = int(space.start)
-        return ActionSpace(int(space.n), (int(space.n),)), lambda action: start + int(action.argmax())
+        start, n = space.start, int(space.n)
+        return ActionSpace(n, (n,)), lambda action: start + action.argmax()
     if isinstance(space, spaces.MultiDiscrete):
-        start = np.broadcast_to(getattr(space, "start", 0), space.nvec.shape)
-        return _groups(tuple(int(n) for n in space.nvec.ravel()), space.shape, space.dtype, start)
+        return _groups(space.nvec, getattr(space, "start", np.zeros_like(space.nvec)), space)
     if isinstance(space, spaces.MultiBinary):
-        return _groups((2,) * int(np.prod(space.shape)), space.shape, space.dtype, np.zeros(space.shape))
+        return _groups(np.full(space.shape, 2), np.zeros(space.shape, np.int64), space)
     raise ReverieError(
-        f"{name}: actions from a {type(space).__name__} space are not supported; make them one Box, Discrete, MultiDiscrete "
-        "or MultiBinary with gymnasium.wrappers.TransformAction."
+        f"{name}: actions from a {type(space).__name__} space are not supported; make them one Box, "
+        "Discrete, MultiDiscrete or MultiBinary with gymnasium.wrappers.TransformAction."
     )
 
 
 def _scaled(space: Any, name: str) -> tuple[ActionSpace, Callable[[np.ndarray], Any]]:
     low, high = space.low.astype(np.float64), space.high.astype(np.float64)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise ReverieError(
-            f"{name}: its actions are unbounded ({space}), so there is nothing to scale [-1, 1] to; give them bounds, e.g. "
-            "gymnasium.wrappers.TransformAction(env, lambda action: action, gymnasium.spaces.Box(-1.0, 1.0, shape))."
-        )
     if low.size == 0:
         raise ReverieError(f"{name}: its action space {space} is empty; an agent needs at least one action.")
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise ReverieError(
+            f"{name}: its actions have no bounds ({space}) to scale [-1, 1] to; give them some, e.g. with "
+            "gymnasium.wrappers.TransformAction(env, lambda action: action, "
+            f"gymnasium.spaces.Box(-1.0, 1.0, {space.shape}))."
+        )
     centre, half = ((low + high) / 2).ravel(), ((high - low) / 2).ravel()
     whole = np.issubdtype(space.dtype, np.integer)
 
-    def foreign(action: np.ndarray) -> np.ndarray:
+    def theirs(action: np.ndarray) -> np.ndarray:
         value = (centre + half * np.clip(action, -1.0, 1.0)).reshape(space.shape)
         return (np.rint(value) if whole else value).astype(space.dtype)
 
-    return ActionSpace(int(low.size)), foreign
+    return ActionSpace(int(low.size)), theirs
 
 
 def _groups(
-    groups: tuple[int, ...], shape: tuple[int, ...], dtype: Any, start: np.ndarray
+    counts: np.ndarray, start: np.ndarray, space: Any
 ) -> tuple[ActionSpace, Callable[[np.ndarray], Any]]:
-    ends = np.cumsum(groups)
+    groups = tuple(int(n) for n in np.ravel(counts))
+    ends = [int(end) for end in np.cumsum(groups)]
+    slices = [slice(end - n, end) for n, end in zip(groups, ends, strict=True)]
 
-    def foreign(action: np.ndarray) -> np.ndarray:
-        pick = [int(action[end - n : end].argmax()) for n, end in zip(groups, ends, strict=True)]
-        return (np.array(pick).reshape(shape) + start).astype(dtype)
+    def theirs(action: np.ndarray) -> np.ndarray:
+        picks = np.array([action[part].argmax() for part in slices])
+        return (picks.reshape(counts.shape) + start).astype(space.dtype)
 
-    return ActionSpace(sum(groups), groups), foreign
+    return ActionSpace(sum(groups), groups), theirs

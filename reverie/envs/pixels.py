@@ -1,8 +1,8 @@
 """Pictures: MuJoCo drawn at a size an agent needs, and fast exact shrinking of any picture.
 
-MuJoCo's stock quality (2048-texel shadow map, 4x MSAA, fine tessellation) costs 15 to 50 ms for a 64x64 picture in
-software, twenty to a hundred times the physics. Three presets say how it is drawn; physics, rewards and
-states are the same under all of them:
+MuJoCo's stock quality (2048-texel shadow map, 4x MSAA, fine tessellation) costs 15 to 50 ms for a 64x64
+picture in software, twenty to a hundred times the physics. Three presets say how it is drawn; physics,
+rewards and states are the same under all of them:
 
     reference   the stock quality, pixel for pixel
     near        shadow map of 128 texels, no MSAA, coarser round shapes: about 1/255 from the stock picture
@@ -60,6 +60,14 @@ def choose_gl() -> str:
     if sys.platform.startswith("linux") and not os.environ.get("MUJOCO_GL") and "mujoco" not in sys.modules:
         os.environ["MUJOCO_GL"] = "egl" if _egl_works() else "osmesa" if _loads("libOSMesa.so") else "disable"
     return os.environ.get("MUJOCO_GL", "")
+
+
+def choose_sdl() -> None:
+    """Let environments that draw with pygame do so without a screen, where there is none."""
+    screen = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if sys.platform.startswith("linux") and not screen:
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
 
 
 def _loads(*names: str) -> bool:
@@ -146,11 +154,9 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     if (height, width) == (size, size):
         return image
     if channels in (3, 4):
-        return np.asarray(_shrink(np.ascontiguousarray(image), size))
-    return np.stack(
-        [np.asarray(_shrink(np.ascontiguousarray(image[..., c]), size)) for c in range(channels)], -1
-    )
+        return np.array(_shrink(image, size))
+    return np.stack([np.asarray(_shrink(image[..., c], size)) for c in range(channels)], axis=-1)
 
 
 def _shrink(image: np.ndarray, size: int) -> Image.Image:
-    return Image.fromarray(image).resize((size, size), Image.Resampling.BOX)
+    return Image.fromarray(np.ascontiguousarray(image)).resize((size, size), Image.Resampling.BOX)

@@ -2,8 +2,8 @@
 
     physics -> TimeLimit -> ActionRepeat -> Pixels or Resize
 
-The clock counts env steps, the repeat hides all but the last of R rows, and only what is left is drawn: a picture
-is made once per decision, never on a hidden frame.
+The clock counts env steps, the repeat hides all but the last of R rows, and only what is left is drawn: a
+picture is made once per decision, never on a hidden frame.
 """
 
 import numpy as np
