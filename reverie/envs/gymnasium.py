@@ -123,7 +123,9 @@ class Gymnasium(Env):
         if self._camera is not None:
             return self._camera()
         choose_sdl()
-        frame = self.env.render() if self.env.render_mode else None
+        with warnings.catch_warnings():  # without a render mode most only warn, and some draw all the same
+            warnings.simplefilter("ignore")
+            frame: Any = self.env.render()
         if isinstance(frame, list) and frame:
             frame = frame[-1]
         if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3):

@@ -17,7 +17,7 @@ import traceback
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -121,7 +121,7 @@ class Envs(ABC):
             self._closed = True
             self._close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Envs":
         return self
 
     def __exit__(self, *_: Any) -> None:
