@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from reverie.types import Batch, World
+from reverie.types import Batch, Media, World
 
 
 @torch.no_grad()
-def open_loop(world: World, batch: Batch, context: int = 5) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def open_loop(world: World, batch: Batch, context: int = 5) -> Media:
     """Truth and prediction for every image key, uint8 "B T h w c" each.
 
     The first ``context`` rows are filtered, the others imagined from the recorded actions alone::
@@ -16,7 +16,7 @@ def open_loop(world: World, batch: Batch, context: int = 5) -> dict[str, tuple[n
         the world   sees  sees ..    sees    | imagines ..  imagines
     """
     n, time = batch.reward.shape
-    carry = world.initial(n)  # type: ignore[attr-defined]
+    carry = world.initial(n)
     frames: dict[str, list[np.ndarray]] = {}
     for t in range(time):
         if t < context:
@@ -27,4 +27,4 @@ def open_loop(world: World, batch: Batch, context: int = 5) -> dict[str, tuple[n
         for key, value in world.decode(carry).items():
             if value.dtype == torch.uint8:
                 frames.setdefault(key, []).append(value.cpu().numpy())
-    return {key: (batch.obs[key].cpu().numpy(), np.stack(f, 1)) for key, f in frames.items()}
+    return {f"open_loop/{key}": (batch.obs[key].cpu().numpy(), np.stack(f, 1)) for key, f in frames.items()}

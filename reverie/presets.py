@@ -88,14 +88,17 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
+def agent_module(name: str) -> Any:
+    """The file of an agent, imported when it is asked for."""
+    return importlib.import_module(AGENTS[known(name, AGENTS, "agent")][0])
+
+
 def agent_class(name: str) -> Any:
-    """The class of an agent, imported when it is asked for."""
-    module, cls = AGENTS[known(name, AGENTS, "agent")]
-    return getattr(importlib.import_module(module), cls)
+    return getattr(agent_module(name), AGENTS[name][1])
 
 
 def config_class(name: str) -> Any:
-    return importlib.import_module(AGENTS[known(name, AGENTS, "agent")][0]).Config
+    return agent_module(name).Config
 
 
 def resolve(agent: str, presets: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Any:

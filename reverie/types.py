@@ -31,7 +31,7 @@ from torch import Tensor
 
 Carry = Any  # what survives between two calls; each agent or world defines its own
 Metrics = dict[str, Any]  # slashed names to scalars: {"loss/reward": 0.3}
-Media = dict[str, np.ndarray]  # slashed names to uint8 videos "t h w c"
+Media = dict[str, tuple[np.ndarray, np.ndarray]]  # slashed names to truth and prediction, uint8 "B T h w c"
 Mode = Literal["train", "eval"]
 
 
@@ -134,8 +134,8 @@ class Agent(Protocol):
     def update(self, batch: Batch) -> Metrics:
         """One learning step from one batch. Raises ``NotFinite`` before a bad step is taken."""
 
-    def report(self, batch: Batch) -> Media:
-        """Open-loop predictions for a human eye: truth, prediction and error side by side."""
+    def report(self, batch: Batch, context: int = 5) -> Media:
+        """Open-loop predictions for a human eye: ``context`` rows seen, the rest imagined."""
 
     def state_dict(self) -> dict[str, Any]:
         """All it needs to go on: parameters, optimisers, normalisers, random generators."""

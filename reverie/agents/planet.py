@@ -225,10 +225,9 @@ class PlaNet:
             "grad/model": model.norm,
         }
 
-    def report(self, batch: Batch) -> Media:
-        """Open loop: 5 rows seen, the rest imagined; truth beside prediction, uint8 "B T h 2w c"."""
-        videos = open_loop(self.world, batch.to(self.device))
-        return {f"open_loop/{key}": np.concatenate(pair, axis=3) for key, pair in videos.items()}
+    def report(self, batch: Batch, context: int = 5) -> Media:
+        """Open loop: ``context`` rows seen, the rest imagined."""
+        return open_loop(self.world, batch.to(self.device), context)
 
     def state_dict(self) -> dict[str, Any]:
         return {

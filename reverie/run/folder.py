@@ -98,7 +98,7 @@ def read_plan(folder: Path) -> Plan:
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": torch.__version__, "commit": commit()}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "commit": commit()}
 
 
 def commit() -> str:

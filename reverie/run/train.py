@@ -1,5 +1,6 @@
 """From a plan to a trained agent: build the parts, go on where the folder's last checkpoint stopped, learn."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from functools import partial
@@ -106,17 +107,22 @@ def finish(online: Online, folder: Path) -> None:
     save_dreams(online.agent, online.replay, folder, online.run.seed)
 
 
-def save_dreams(agent: Agent, replay: Replay, folder: Path, seed: int, context: int = 5, length: int = 50) -> None:
-    """Open-loop videos of six sequences: GIF and MP4, and a strip of the first as PNG."""
-    length = min(length, min(replay.counts))
+def save_dreams(
+    agent: Agent, replay: Replay, folder: Path, seed: int, context: int = 5, length: int = 50
+) -> list[Path]:
+    """Open-loop videos of six sequences, as GIF and MP4, and a strip of the first as PNG; their paths."""
+    length = min(length, replay.rows)
     batch = replay.sample(6, length, np.random.default_rng([seed, 3]))
-    for name, video in agent.report(batch).items():
-        truth, prediction = np.split(video, 2, axis=3)
+    made = []
+    for name, (truth, prediction) in agent.report(batch, context).items():
         stacked = [media.open_loop(t, p, context) for t, p in zip(truth, prediction, strict=True)]
         path = folder / "videos" / name.replace("/", "_")
-        media.save_gif(path.with_suffix(".gif"), media.grid(stacked))
-        media.save_mp4(path.with_suffix(".mp4"), media.grid(stacked))
-        media.save_strip(path.with_suffix(".png"), truth[0], prediction[0], context)
+        made += [
+            media.save_gif(path.with_suffix(".gif"), media.grid(stacked), fps=12),
+            media.save_mp4(path.with_suffix(".mp4"), media.grid(stacked), fps=12),
+            media.save_strip(path.with_suffix(".png"), truth[0], prediction[0], context),
+        ]
+    return made
 
 
 def as_json(result: Evaluation) -> dict[str, Any]:
@@ -194,6 +200,39 @@ def about(plan: Plan, envs, replay: Replay, folder: Path) -> str:
 
 
 # Using what was trained
+
+
+def evaluate_run(folder: Path, episodes: int, video: Path | None = None) -> tuple[Evaluation, Path | None]:
+    """Evaluate the newest checkpoint of a run, and save the first episode's pictures, if it has any, as a GIF."""
+    plan = read_plan(folder)
+    agent = load(folder).agent
+    plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, eval_episodes=episodes))
+    envs = make_envs(plan, min(episodes, 10), evaluation=True)
+    try:
+        result = evaluate(agent, envs, episodes)
+    finally:
+        envs.close()
+    path = None
+    if result.frames:
+        path = media.save_gif(video or folder / "videos" / "episode.gif", np.stack(result.frames), fps=20)
+    return result, path
+
+
+def imagine_run(folder: Path, context: int, length: int, seed: int) -> list[Path]:
+    """Open-loop videos from the newest checkpoint of a run and its replay; their paths."""
+    if not 0 < context < length:
+        raise ReverieError(f"imagine needs 0 < context < length, got context {context} and length {length}")
+    plan, player = read_plan(folder), load(folder)
+    if not any(space.is_image for space in player.obs_space.values()):
+        raise ReverieError(f"{folder} was trained on {', '.join(player.obs_space)}: there is no picture to imagine")
+    envs = make_envs(plan, plan.run.envs)
+    replay = make_replay(plan, envs, folder)
+    try:
+        return save_dreams(player.agent, replay, folder, seed, context, length)
+    finally:
+        replay.close()
+        envs.close()
+
 
 
 class Player:
