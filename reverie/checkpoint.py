@@ -2,16 +2,17 @@
 
 ``save(folder, step, state)`` makes a directory ``folder/000012345/`` with
 
-- ``tensors.safetensors``: every tensor and array, named by its place in the state (``agent/rssm/gru.weight``);
+- ``tensors.safetensors``: every tensor and array, named by its place in the state (``agent/gru.weight``);
 - ``state.json``: the tree, in which tensors are references; the format's version; length and SHA-256 of the
   tensor file, and a SHA-256 of the tree itself.
 
 It is written under a temporary name beside its place, synced, then renamed: a directory with a number for
 a name is whole. Older ones are removed only after that. Saving the same step again adds ``000012345.1``.
 
-What comes back is what went in: tensors (on the CPU, detached, each with memory of its own), numpy arrays and
-numpy scalars with their dtypes, dicts with their keys (strings, numbers, tuples), lists as lists, tuples as tuples,
-integers of any size, floats including inf and nan, strings, booleans, None. Anything else is refused by name.
+What comes back is what went in: tensors (on the CPU, detached, each with memory of its own), numpy arrays
+and numpy scalars with their dtypes, dicts with their keys (strings, numbers, tuples), lists as lists, tuples
+as tuples (named ones as plain ones), integers of any size, floats with inf and nan, strings, booleans, None.
+Anything else is refused by name.
 """
 
 import errno
@@ -54,7 +55,7 @@ DTYPES = {
 
 
 def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
-    """Write ``state`` as the checkpoint of ``step``, keep the newest ``keep`` of the folder, return its path."""
+    """Write ``state`` as the checkpoint of ``step``, keep the newest ``keep``, return its path."""
     if step < 0 or keep < 1:
         raise ReverieError(f"a checkpoint needs step >= 0 and keep >= 1, got step {step} and keep {keep}")
     tensors: dict[str, Tensor] = {}
@@ -87,8 +88,8 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Pa
         what = "disk full" if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) else str(error)
         size = sum(tensor.nbytes for tensor in tensors.values())
         raise ReverieError(
-            f"the checkpoint of step {step} could not be written to {folder} ({what}); it needs {size} bytes there; "
-            f"the checkpoints before it are untouched"
+            f"the checkpoint of step {step} could not be written to {folder} ({what}); it needs {size} bytes "
+            f"there; the checkpoints before it are untouched"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -97,7 +98,7 @@ def save(folder: Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Pa
 
 
 def load(folder: Path) -> tuple[int, dict[str, Any]]:
-    """Step and state of the newest good checkpoint in ``folder``; damaged ones are warned about and passed over."""
+    """Step and state of the newest good checkpoint in ``folder``; a warning names each damaged one."""
     found = paths(folder)
     if not found:
         raise ReverieError(
@@ -235,7 +236,7 @@ def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> tuple[int, str]:
-    """The safetensors format, one tensor after the other: no second copy of the state in memory. Size, SHA-256."""
+    """Size and SHA-256 of a safetensors file, written tensor by tensor: no second copy of all in memory."""
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # keeps each one aligned
     header, offset = {}, 0
     for name in names:

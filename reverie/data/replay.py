@@ -1,79 +1,63 @@
 """Memory of experience: a bounded ring of rows per stream, in memory or on disk, with whole rows only.
 
-Every stream (one environment, one after another in time) has a ring of its own. Rows are numbered for
-ever, from 0; row ``i`` lies in slot ``i % slots``. With ``size = capacity // streams``::
+Every stream (one environment, episode after episode) has a ring of its own. Its rows are numbered for ever,
+from 0; row ``i`` lies in slot ``i % slots``. With ``size = capacity // streams``::
 
-         lost           context        visible: `sample` draws from these      journal
-    ...............|       |        |                                    |                |
-    0           floor   count-size-1  count-size                       count          recorded
-                                                                         |                |
-                                      what the checkpoint knew ----------+                |
-                                      what was written before the kill -------------------+
+        lost        kept (slack)       context   visible: `sample` draws from these     journal
+    ...........|                     |         |                                    |              |
+    0        floor               count-size-1  count-size                         count        recorded
+                                                                                    |              |
+                                                 what the checkpoint knew ----------+              |
+                                                 what was written before the kill -----------------+
 
-- ``visible`` rows can be sampled, at most ``size`` of them. One row of ``context`` before them is kept for
-  ``prev_action``.
-- ``recorded`` counts whole rows on disk. It moves on after the row is written, so that a process killed at
-  any moment leaves whole rows only. It is ahead of ``count`` only after ``rewind``: then ``journal`` yields
-  the rows in between, to be ``add``-ed again instead of stepping the environment. A row added again with
-  the same content is not written again; with other content it ends the journal.
-- A ring has ``size + 1 + slack + 1`` slots: the visible rows, the context, ``slack`` rows that may be
-  written after a checkpoint without touching what it could sample, and one slot that may be half written.
-  ``rewind`` to ``count`` therefore works as long as ``recorded - count <= slack``.
+- ``visible``: at most ``size`` rows. One row of ``context`` before them is kept for ``prev_action``.
+- ``recorded`` counts whole rows. It moves on after a row is written, so that a process killed at any moment
+  leaves whole rows only. It is ahead of ``count`` only after ``rewind``: then ``journal`` yields the rows
+  in between, to be ``add``-ed again instead of stepping the environment. A row added again with the same
+  content is not written again; with other content it ends the journal.
+- ``slots = size + 1 + slack + 1``: the visible rows, the context, ``slack`` rows that may be written after a
+  checkpoint without touching what it could sample, and one that may be half written. So ``rewind`` to
+  ``count`` works as long as ``recorded - count <= slack``, whatever happened in between.
 
-On disk a folder holds ``replay.json`` (spaces, shapes, capacity, version), ``marks.raw`` (int64 "streams 4":
-recorded, high, synced, floor), ``lock``, and per stream one raw file per observation key and one, ``step``, with
-the small fields of a row and its checksum. They are sparse files of full size; real blocks are
-reserved ahead of writing, so that a full disk is a sentence and not a SIGBUS.
-
-What survives: a killed process loses nothing that was added. A power cut loses at most the rows since the last
-sync, which happens at the end of an episode when the last one is more than ``SYNC_SECONDS`` ago, and in ``flush``
-(call it before saving a checkpoint that should find these rows). After a power cut every row is checked.
+What survives a stop: a killed process loses no row that was added. A power cut loses at most the rows since
+the last sync. One starts at the end of an episode (beside the caller, in a thread) when the one before is
+more than ``SYNC_SECONDS`` ago, and one is in ``flush``: call that before saving a checkpoint. The files are
+described in ``data/storage.py``.
 """
 
-import errno
-import json
 import math
-import mmap
-import os
-import shutil
 import sys
+import threading
 import time
-import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import numpy as np
 import torch
 
-from reverie.types import ActionSpace, Batch, ObsSpace, ReverieError, Space, Step
+from reverie.data.storage import RECORDED, Storage, read_about, spaces, step_dtype
+from reverie.types import ActionSpace, Batch, ObsSpace, ReverieError, Step
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock: a second writer is not noticed there
-    fcntl = None  # type: ignore[assignment]
-
-FORMAT = 1
-RESERVE = 16 * 2**20  # bytes of disk taken at once per stream, ahead of writing
 SYNC_SECONDS = 5.0
-RECORDED, HIGH, SYNCED, FLOOR = range(4)  # columns of marks
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FIELDS = ("action", "reward", "env_steps", "is_first", "is_last", "is_terminal")
 
 
 class Tail(NamedTuple):
     """The unfinished episode at the end of a stream."""
 
-    actions: np.ndarray  # "k A" float32: one per row since the start of the episode; k = 0 between episodes
+    actions: np.ndarray  # "k A" float32: one per row since the episode's start; k = 0 between episodes
     obs: dict[str, np.ndarray] | None  # what the environment showed after all but the last of them
 
 
 class Replay:
     """Rows of ``streams`` environments; ``capacity`` rows in all can be sampled.
 
-    ``folder`` keeps the rows on disk, memory-mapped; opening it again goes on where it ended. Without a
-    folder they are in memory. ``slack`` rows per stream may be added between two checkpoints (see above).
+    ``folder`` keeps the rows on disk, mapped into memory; opening it again goes on where it ended, also with
+    another capacity or slack as long as no ring is full. Without a folder the rows are in memory. ``slack``
+    rows per stream may be added between two checkpoints. ``reserve`` bytes of disk are taken at once, per
+    stream.
     """
 
     def __init__(
@@ -91,149 +75,141 @@ class Replay:
                 f"a replay needs at least 2 rows for each of its streams and slack >= 0, "
                 f"got capacity {capacity}, streams {streams}, slack {slack}"
             )
+        self._start(obs_space, act_space, capacity, streams, folder, slack, reserve)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Replay":
+        """Read the replay of a run, which may still be writing: as it is now. Nothing can be added."""
+        about = read_about(Path(folder))
+        if about is None:
+            raise ReverieError(f"there is no replay in {folder}; name the replay folder of a run")
+        replay = cls.__new__(cls)
+        obs_space, act_space = spaces(about)
+        sizes = {name: about[name] for name in ("capacity", "streams", "slack")}
+        replay._start(obs_space, act_space, folder=Path(folder), write=False, **sizes)
+        return replay
+
+    def _start(
+        self,
+        obs_space: ObsSpace,
+        act_space: ActionSpace,
+        capacity: int,
+        streams: int,
+        folder: Path | None,
+        slack: int,
+        reserve: int | None = None,
+        write: bool = True,
+    ) -> None:
         self.obs_space, self.act_space = dict(obs_space), act_space
         self.capacity, self.streams, self.slack = capacity, streams, slack
         self.size = capacity // streams
-        self.slots = self.size + slack + 2
         self.folder = Path(folder) if folder is not None else None
-        self._dtype = _step_dtype(act_space)
-        self._lock: Any = None
-        self._pool: dict[tuple, list[np.ndarray]] = {}
-        if self.folder is None:
-            self._columns = [self._in_memory() for _ in range(streams)]
-            self._marks = np.zeros((streams, 4), np.int64)
-        else:
-            self._open_folder(max(1, (RESERVE if reserve is None else reserve) // self.row_bytes))
-        self._counts = [int(n) for n in self._marks[:, RECORDED]]
+        self.storage = Storage(obs_space, act_space, capacity, streams, slack, self.folder, reserve, write)
+        self.slots = self.storage.slots
+        self._counts = [int(n) for n in self.storage.marks[:, RECORDED]]
         self._synced_at = time.monotonic()
+        self._syncing: threading.Thread | None = None
+        self._pool: dict[Any, list[np.ndarray]] = {}
+        self._pool_lock = threading.Lock()
         self._index_episodes()
 
     # --- what is there -------------------------------------------------------------------------
 
     @property
     def counts(self) -> list[int]:
-        """Rows ever added to each stream (after ``rewind``: as if the later ones had not been)."""
+        """Rows ever added to each stream; after ``rewind``, as if the later ones had not been."""
         return list(self._counts)
 
     @property
     def rows(self) -> int:
         """Rows that can be sampled now."""
-        return sum(count - self._low(s) for s, count in enumerate(self._counts))
+        return sum(count - self._low(s, count) for s, count in enumerate(self._counts))
 
     @property
     def episodes(self) -> int:
-        """Finished episodes whose rows can all be sampled."""
-        return sum(len(self._episodes_of(s)) for s in range(self.streams))
-
-    @property
-    def row_bytes(self) -> int:
-        return self.bytes_per_row(self.obs_space, self.act_space)
+        """Finished episodes of which every row can be sampled."""
+        return sum(len(self.episodes_of(s)) for s in range(self.streams))
 
     @property
     def bytes(self) -> int:
-        """What the full ring takes, on disk or in memory."""
-        return self.streams * self.slots * self.row_bytes
+        """What the full rings take, on disk or in memory."""
+        return self.streams * self.slots * self.bytes_per_row(self.obs_space, self.act_space)
 
     @staticmethod
     def bytes_per_row(obs_space: ObsSpace, act_space: ActionSpace) -> int:
-        return sum(space.bytes for space in obs_space.values()) + _step_dtype(act_space).itemsize
+        return sum(space.bytes for space in obs_space.values()) + step_dtype(act_space).itemsize
 
     @classmethod
     def capacity_for(cls, size: int, obs_space: ObsSpace, act_space: ActionSpace) -> int:
         """How many rows fit into ``size`` bytes."""
         return size // cls.bytes_per_row(obs_space, act_space)
 
-    def _low(self, stream: int) -> int:
-        """The oldest row that can be sampled."""
-        return max(self._counts[stream] - self.size, self._floor(stream))
+    def _low(self, stream: int, count: int) -> int:
+        """The oldest row that can be sampled when there are ``count``."""
+        return max(count - self.size, self.storage.floor(stream))
 
-    def _floor(self, stream: int) -> int:
-        """The oldest row that is still whole; one less than would fit, for the slot being written."""
-        high = max(self._marks[stream, HIGH], self._marks[stream, RECORDED])
-        return int(max(0, high - self.slots + 1, self._marks[stream, FLOOR]))
+    def _context(self, stream: int, count: int) -> int:
+        """The oldest row that is kept for ``prev_action``."""
+        return max(count - self.size - 1, self.storage.floor(stream))
 
     # --- adding --------------------------------------------------------------------------------
 
     def add(self, step: Step, action: np.ndarray | None, stream: int = 0) -> None:
-        """Append one row: ``step`` of one environment and the ``action`` "A" chosen at it (none at a last row)."""
-        row = self._row(step, action, stream)
-        at, columns = self._counts[stream], self._columns[stream]
-        slot = at % self.slots
-        if at < self._marks[stream, RECORDED]:
-            if self._same(columns, slot, step.obs, row):
-                self._count_up(stream, at, row)
-                return
-            self._marks[stream, RECORDED] = at  # another present: the recorded future is void
-        if self.folder is not None:
-            self._reserve(stream, slot)
-        for key in self.obs_space:
-            columns[key][slot] = step.obs[key]
-        columns["step"][slot] = row
-        if self.folder is not None:
-            columns["step"]["check"][slot] = self._checksum(columns, at)
-        self._marks[stream, RECORDED] = at + 1
-        if at >= self._marks[stream, HIGH]:
-            self._marks[stream, HIGH] = at + 1
-        self._count_up(stream, at, row)
-        if row["is_last"] and time.monotonic() - self._synced_at > SYNC_SECONDS:
-            self.flush()
+        """Append one row: the ``step`` of one environment and the ``action`` "A" chosen at it.
 
-    def _row(self, step: Step, action: np.ndarray | None, stream: int) -> np.ndarray:
-        """The small fields of a row, after every check."""
-        for key, space in self.obs_space.items():
-            value = step.obs.get(key)
-            if value is None or value.shape != space.shape or (value.dtype == np.uint8) != space.is_image:
-                got = "nothing" if value is None else f"{value.dtype} {value.shape}"
-                raise ReverieError(f"replay: obs {key!r} should be {space.dtype} {space.shape}, got {got}")
-            if not space.is_image and not np.isfinite(value).all():
-                raise ReverieError(
-                    f"replay: obs {key!r} of stream {stream} is not finite; mend the environment"
-                )
-        row = np.zeros((), self._dtype)
-        if action is not None and not step.is_last:
-            if np.shape(action) != (self.act_space.size,) or not np.isfinite(action).all():
-                raise ReverieError(
-                    f"replay: an action should be {self.act_space.size} finite numbers, got {action!r}"
-                )
-            row["action"] = action
-        elif not step.is_last:
-            raise ReverieError("replay: only the last row of an episode may come without an action")
-        row["reward"] = step.reward
-        row["env_steps"] = step.env_steps
-        row["is_first"], row["is_last"], row["is_terminal"] = step.is_first, step.is_last, step.is_terminal
-        if not math.isfinite(row["reward"]):
-            raise ReverieError(f"replay: a reward of stream {stream} is not finite; mend the environment")
-        if self._starts[stream] < 0 and not row["is_first"]:
-            raise ReverieError(
-                f"replay: stream {stream} is between episodes, so its next row should have is_first; add the reset"
-            )
-        return row
-
-    def _count_up(self, stream: int, at: int, row: np.ndarray) -> None:
+        On a last row nothing is chosen: the action is left out, or taken as zeros whatever it is.
+        """
+        row = self._checked(step, action, stream)
+        at = self._counts[stream]
+        if at >= self.storage.marks[stream, RECORDED] or not self._is_recorded(stream, at, step.obs, row):
+            self.storage.put(stream, at, step.obs, row)
         if row["is_first"]:
             self._starts[stream] = at
+        self._counts[stream] = at + 1
         if row["is_last"]:
             self._finished[stream].append((self._starts[stream], at + 1))
             self._starts[stream] = -1
-        self._counts[stream] = at + 1
+            if self.folder is not None and time.monotonic() - self._synced_at > SYNC_SECONDS:
+                self._sync_aside()
 
-    def _same(self, columns: dict[str, np.ndarray], slot: int, obs: Mapping, row: np.ndarray) -> bool:
-        old = columns["step"][slot].copy()
-        old["check"] = 0
-        return old.tobytes() == row.tobytes() and all(
-            np.array_equal(columns[key][slot], np.asarray(obs[key], space.dtype))
-            for key, space in self.obs_space.items()
+    def _checked(self, step: Step, action: np.ndarray | None, stream: int) -> np.ndarray:
+        """The small fields of a row, when all of the row is as it should be."""
+        if not self.storage.write:
+            raise ReverieError(
+                f"the replay in {self.folder} is closed or opened for reading; nothing can be added"
+            )
+        for key, space in self.obs_space.items():
+            value = step.obs.get(key)
+            if value is None or value.shape != space.shape or value.dtype != space.dtype:
+                got = "missing" if value is None else f"{value.dtype} {value.shape}"
+                raise ReverieError(f"replay: obs {key!r} should be {space.dtype} {space.shape} and is {got}")
+            if space.dtype == "float32" and not np.isfinite(value).all():
+                raise ReverieError(
+                    f"replay: obs {key!r} of stream {stream} is not finite; mend the environment"
+                )
+        is_first, is_last = bool(step.is_first), bool(step.is_last)
+        if is_last:
+            action = np.zeros(self.act_space.size, np.float32)
+        elif np.shape(action) != (self.act_space.size,) or not np.isfinite(action).all():  # type: ignore[arg-type]
+            raise ReverieError(
+                f"replay: an action should be {self.act_space.size} finite numbers, got {action!r}"
+            )
+        if not math.isfinite(step.reward):
+            raise ReverieError(f"replay: a reward of stream {stream} is {step.reward}; mend the environment")
+        if self._starts[stream] < 0 and not is_first:
+            raise ReverieError(
+                f"replay: stream {stream} is between episodes and got a row that is not first; add the reset"
+            )
+        row = (action, step.reward, step.env_steps, 0, is_first, is_last, bool(step.is_terminal), False)
+        return np.array(row, self.storage.dtype)
+
+    def _is_recorded(self, stream: int, at: int, obs: Mapping[str, np.ndarray], row: np.ndarray) -> bool:
+        """Whether the journal has this very row."""
+        slot, columns = at % self.slots, self.storage.obs[stream]
+        old = self.storage.steps[stream][slot]
+        return all((old[name] == row[name]).all() for name in FIELDS) and all(
+            np.array_equal(columns[key][slot], obs[key]) for key in columns
         )
-
-    def _checksum(self, columns: dict[str, np.ndarray], at: int) -> int:
-        """Of the row's content and its number, so that a row of an earlier lap is not taken for it."""
-        slot = at % self.slots
-        check = zlib.crc32(at.to_bytes(8, "little"))
-        for key in self.obs_space:
-            check = zlib.crc32(columns[key][slot : slot + 1], check)
-        step = columns["step"][slot : slot + 1].copy()
-        step["check"] = 0
-        return zlib.crc32(step, check)
 
     # --- sampling ------------------------------------------------------------------------------
 
@@ -243,354 +219,263 @@ class Replay:
         """``batch_size`` sequences of ``length`` rows, every possible start equally likely.
 
         Sequences may run across the starts of episodes; ``is_first`` marks these. With ``within_episode``
-        they do not: a finished episode is drawn uniformly among those with at least ``length`` rows, then a start
-        uniformly among 0 .. rows - length (PlaNet, Dreamer V1). ``prev_action`` of the first row is the real
-        one, unless the row before is no longer stored. One thread may add while another samples.
+        they do not: a finished episode is drawn uniformly among those with at least ``length`` rows, then a
+        start uniformly from 0 .. rows - length (PlaNet, Dreamer V1). ``prev_action`` of the first row is the
+        real one, unless the row before is no longer stored. Another thread may add meanwhile.
         """
+        if batch_size < 1 or length < 1:
+            raise ReverieError(
+                f"replay: a batch needs at least one row, got {batch_size} sequences of {length}"
+            )
         while True:
+            # The floor is read before the counts, so that it is below them whatever another thread adds.
+            contexts = np.array([self.storage.floor(s) for s in range(self.streams)])
+            counts = np.array(self._counts)
+            contexts = np.maximum(contexts, counts - self.size - 1)
+            lows = np.maximum(contexts, counts - self.size)
             draw = self._draw_within if within_episode else self._draw
-            streams, starts = draw(batch_size, length, rng)
-            context = [max(self._floor(s), self._counts[s] - self.size - 1) for s in range(self.streams)]
-            batch = self._gather(streams, starts, length, context)
-            # Another thread may meanwhile have written over the oldest of these rows: then draw again.
-            if all(
-                max(start - 1, 0) >= self._floor(s) or start == context[s]
-                for s, start in zip(streams, starts)
-            ):
+            streams, starts = draw(lows, counts, batch_size, length, rng)
+            before = np.maximum(starts - 1, contexts[streams])
+            batch = self._gather(streams.tolist(), starts.tolist(), before.tolist(), length)
+            # Were the oldest of these rows written over by another thread meanwhile? Then draw again.
+            floors = np.array([self.storage.floor(s) for s in range(self.streams)])
+            if (before >= floors[streams]).all():
                 return batch
 
-    def _draw(self, batch_size: int, length: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-        lows = np.array([self._low(s) for s in range(self.streams)])
-        choices = np.maximum(0, np.array(self._counts) - lows - length + 1)
-        ends = np.cumsum(choices)
+    def _draw(
+        self, lows: np.ndarray, counts: np.ndarray, batch_size: int, length: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Streams and first rows, uniform over all places where ``length`` rows lie in one stream."""
+        places = np.maximum(0, counts - lows - length + 1)
+        ends = np.cumsum(places)
         if ends[-1] == 0:
-            most = max(count - self._low(s) for s, count in enumerate(self._counts))
             raise ReverieError(
-                f"replay: a sequence needs {length} rows in one stream, and the longest stream has {most}; "
-                f"collect more before learning, or lower the sequence length"
+                f"replay: a sequence needs {length} rows of one stream, and the longest has "
+                f"{max(counts - lows)}; collect more before learning, or lower the sequence length"
             )
         picks = rng.integers(ends[-1], size=batch_size)
         streams = np.searchsorted(ends, picks, side="right")
-        starts = lows[streams] + picks - (ends - choices)[streams]
-        return streams.tolist(), starts.tolist()
+        return streams, (lows + places - ends)[streams] + picks
 
     def _draw_within(
-        self, batch_size: int, length: int, rng: np.random.Generator
-    ) -> tuple[list[int], list[int]]:
-        episodes = [(s, a, b) for s in range(self.streams) for a, b in self._episodes_of(s)]
-        fits = np.array([e for e in episodes if e[2] - e[1] >= length], np.int64).reshape(-1, 3)
-        if len(fits) == 0:
-            longest = max((b - a for _, a, b in episodes), default=0)
+        self, lows: np.ndarray, counts: np.ndarray, batch_size: int, length: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Streams and first rows inside of finished episodes, every episode equally likely."""
+        episodes = [(s, *episode) for s in range(self.streams) for episode in self.episodes_of(s)]
+        fitting = np.array([e for e in episodes if e[2] - e[1] >= length and e[1] >= lows[e[0]]], np.int64)
+        if len(fitting) == 0:
+            longest = max((end - first for _, first, end in episodes), default=0)
             raise ReverieError(
-                f"replay: a sequence within one episode needs {length} rows, and the longest of the "
-                f"{len(episodes)} finished episodes has {longest}; lower the sequence length or collect more"
+                f"replay: a sequence within an episode needs {length} rows, and the longest of "
+                f"{len(episodes)} finished episodes has {longest}; lower the length, or collect more"
             )
-        streams, first, end = fits[rng.integers(len(fits), size=batch_size)].T
-        starts = first + rng.integers(end - first - length + 1)
-        return streams.tolist(), starts.tolist()
+        streams, firsts, ends = fitting[rng.integers(len(fitting), size=batch_size)].T
+        return streams, firsts + rng.integers(ends - firsts - length + 1)
 
-    def _gather(self, streams: list[int], starts: list[int], length: int, context: list[int]) -> Batch:
-        n = len(streams)
-        obs = {}
+    def _gather(self, streams: list[int], starts: list[int], before: list[int], length: int) -> Batch:
+        """The rows as tensors; one contiguous copy per sequence and key."""
+        n, obs = len(streams), {}
         for key, space in self.obs_space.items():
-            out = self._buffer((n, length, *space.shape), np.dtype(space.dtype))
-            self._copy(key, streams, starts, length, out)
+            out = self._buffer((n, length, *space.shape), space.dtype)
+            self._copy([columns[key] for columns in self.storage.obs], streams, starts, length, out)
             obs[key] = torch.from_numpy(out)
-        step = np.empty((n, length), self._dtype)
-        self._copy("step", streams, starts, length, step)
+        steps = np.empty((n, length), self.storage.dtype)
+        self._copy(self.storage.steps, streams, starts, length, steps)
+        fields = {name: np.ascontiguousarray(steps[name]) for name in FIELDS}
         prev = np.zeros((n, length, self.act_space.size), np.float32)
-        prev[:, 1:] = step["action"][:, :-1]
-        for b, (s, start) in enumerate(zip(streams, starts)):
-            if start > context[s]:
-                prev[b, 0] = self._columns[s]["step"]["action"][(start - 1) % self.slots]
-        prev[step["is_first"]] = 0
-        field = lambda name: torch.from_numpy(np.ascontiguousarray(step[name]))
+        prev[:, 1:] = fields["action"][:, :-1]
+        for b in range(n):
+            if before[b] < starts[b]:
+                prev[b, 0] = self.storage.steps[streams[b]]["action"][before[b] % self.slots]
+        prev[fields["is_first"]] = 0
+        t = {name: torch.from_numpy(value) for name, value in fields.items()}
+        prev_action = torch.from_numpy(prev)
         return Batch(
-            obs,
-            field("action"),
-            torch.from_numpy(prev),
-            field("reward"),
-            field("is_first"),
-            field("is_last"),
-            field("is_terminal"),
+            obs, t["action"], prev_action, t["reward"], t["is_first"], t["is_last"], t["is_terminal"]
         )
 
-    def _copy(self, key: str, streams: list[int], starts: list[int], length: int, out: np.ndarray) -> None:
-        """One contiguous copy per sequence, two where it runs over the end of the ring."""
-        for b, (s, start) in enumerate(zip(streams, starts)):
-            column, slot = self._columns[s][key], start % self.slots
+    def _copy(
+        self, columns: list[np.ndarray], streams: list[int], starts: list[int], length: int, out: np.ndarray
+    ) -> None:
+        """Slices cost the bytes they move; a fancy index of every row costs up to twice that."""
+        for b, (s, start) in enumerate(zip(streams, starts, strict=True)):
+            column, slot = columns[s], start % self.slots
             head = min(length, self.slots - slot)
             out[b, :head] = column[slot : slot + head]
-            if head < length:
+            if head < length:  # runs over the end of the ring
                 out[b, head:] = column[: length - head]
 
-    def _buffer(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-        """Memory for a batch, used again once no tensor of an earlier batch refers to it.
+    def _buffer(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Memory for a batch: that of an earlier one to which nobody refers any more, else new.
 
-        Fresh pages of this size cost as much as the copy itself.
+        The system hands out new pages of this size at the price of the copy itself.
         """
-        buffers = self._pool.setdefault((shape, dtype), [])
-        for i in range(len(buffers)):
-            if sys.getrefcount(buffers[i]) <= 2:  # the list and the argument
-                return buffers[i]
-        fresh = np.empty(shape, dtype)
-        if len(buffers) < 4:
-            buffers.append(fresh)
-        return fresh
+        with self._pool_lock:
+            buffers = self._pool.setdefault((shape, dtype), [])
+            for i in range(len(buffers)):
+                if sys.getrefcount(buffers[i]) <= 2:  # this list and the argument; a tensor would be a third
+                    return buffers[i]
+            fresh = np.empty(shape, dtype)
+            if len(buffers) < 3:
+                buffers.append(fresh)
+            return fresh
 
-    # --- going on after a stop ----------------------------------------------------------------
+    # --- episodes ------------------------------------------------------------------------------
 
-    def rewind(self, counts: list[int]) -> None:
-        """Go back to the ``counts`` of a checkpoint; ``journal`` then has the rows that came after it."""
-        recorded = [int(n) for n in self._marks[:, RECORDED]]
-        where = f"the replay in {self.folder}" if self.folder else "the replay"
-        if len(counts) != self.streams:
+    def episodes_of(self, stream: int) -> list[tuple[int, int]]:
+        """First row and end (one more than the last row) of every finished episode that can be sampled."""
+        low, finished = self._low(stream, self._counts[stream]), self._finished[stream]
+        while finished and finished[0][0] < low:
+            finished.popleft()
+        return list(finished)
+
+    def read(self, stream: int, first: int, end: int) -> dict[str, np.ndarray]:
+        """Copies of rows ``first`` .. ``end - 1``: observations as ``obs/KEY``, other fields by name."""
+        count = self._counts[stream]
+        if (
+            not self._context(stream, count)
+            <= first
+            <= end
+            <= max(count, self.storage.marks[stream, RECORDED])
+        ):
             raise ReverieError(
-                f"{where} has {self.streams} streams, the checkpoint {len(counts)}; use the same number"
+                f"replay: rows {first} to {end} of stream {stream} are not stored; "
+                f"it holds {self._low(stream, count)} to {count}"
             )
-        for s, count in enumerate(counts):
-            if not 0 <= count <= recorded[s]:
-                raise ReverieError(
-                    f"{where} holds {recorded[s]} rows of stream {s}, and the checkpoint knew {count}; "
-                    f"bring back the folder that belongs to the checkpoint, or start a new run"
-                )
-            if max(0, count - self.size - 1) < self._floor(s):
-                raise ReverieError(
-                    f"{where} went {recorded[s] - count} rows beyond the checkpoint in stream {s} and wrote over rows "
-                    f"it needs (slack is {self.slack}); save more often, or start a new run"
-                )
-        self._counts = [int(n) for n in counts]
-        self._index_episodes()
-
-    def journal(self, stream: int) -> Iterator[tuple[Step, np.ndarray]]:
-        """The recorded rows beyond ``counts[stream]``, in order: each step and the action chosen at it."""
-        at = self._counts[stream]
-        while at < self._marks[stream, RECORDED]:
-            yield self._read(stream, at)
-            at += 1
-
-    def tail(self, stream: int) -> Tail:
-        """The actions since the start of this stream's unfinished episode, to bring an environment back there."""
-        start, count = self._starts[stream], self._counts[stream]
-        if start < 0:
-            return Tail(np.zeros((0, self.act_space.size), np.float32), None)
-        if start < self._floor(stream):
-            raise ReverieError(
-                f"replay: the running episode of stream {stream} is longer than the {self.size} rows kept of it, so "
-                f"its environment can not be brought back; start it anew or raise --replay-size"
-            )
-        slots = np.arange(start, count) % self.slots
-        return Tail(self._columns[stream]["step"]["action"][slots], self._read(stream, count - 1)[0].obs)
-
-    def _read(self, stream: int, at: int) -> tuple[Step, np.ndarray]:
-        columns, slot = self._columns[stream], at % self.slots
-        row = columns["step"][slot].copy()
-        fields = ("reward", "is_first", "is_last", "is_terminal")
-        step = Step(
-            {key: columns[key][slot].copy() for key in self.obs_space},
-            *(np.array(row[name]) for name in fields),
-            env_steps=np.array(row["env_steps"], np.int64),
-        )
-        return step, row["action"]
+        slots = np.arange(first, end) % self.slots
+        rows = {f"obs/{key}": self.storage.obs[stream][key][slots] for key in self.obs_space}
+        steps = self.storage.steps[stream][slots]
+        return rows | {name: np.ascontiguousarray(steps[name]) for name in FIELDS}
 
     def _index_episodes(self) -> None:
         """Find the finished episodes, and where the running one began, from the flags."""
         self._finished: list[deque[tuple[int, int]]] = []
         self._starts: list[int] = []  # first row of the running episode; -1 between episodes
         for s, count in enumerate(self._counts):
-            low = max(self._floor(s), count - self.size - 1)
-            step = self._columns[s]["step"]
+            low = self._context(s, count)
             slots = np.arange(low, count) % self.slots
-            start, finished = (low - 1 if low else -1), deque[tuple[int, int]]()
-            first, last = step["is_first"][slots], step["is_last"][slots]
-            for i in np.flatnonzero(first | last):
+            first, last = (self.storage.steps[s][name][slots] for name in ("is_first", "is_last"))
+            # A running episode whose start is gone gets a start that is not stored.
+            start, finished = (low - 1 if low < count else -1), deque[tuple[int, int]]()
+            for i in np.flatnonzero(first | last).tolist():
                 if first[i]:
-                    start = low + int(i)
+                    start = low + i
                 if last[i]:
-                    finished.append((start, low + int(i) + 1))
+                    finished.append((start, low + i + 1))
                     start = -1
             self._finished.append(finished)
             self._starts.append(start)
 
-    def _episodes_of(self, stream: int) -> list[tuple[int, int]]:
-        low, finished = self._low(stream), self._finished[stream]
-        while finished and finished[0][0] < low:
-            finished.popleft()
-        return list(finished)
+    # --- going on after a stop ----------------------------------------------------------------
+
+    def rewind(self, counts: list[int]) -> None:
+        """Go back to the ``counts`` of a checkpoint; ``journal`` then has the rows that came after it."""
+        where = f"the replay in {self.folder}" if self.folder else "the replay"
+        recorded = [int(n) for n in self.storage.marks[:, RECORDED]]
+        if len(counts) != self.streams:
+            raise ReverieError(
+                f"{where} has {self.streams} streams and the checkpoint {len(counts)}; use the same number"
+            )
+        for s, count in enumerate(counts):
+            if not 0 <= count <= recorded[s]:
+                raise ReverieError(
+                    f"{where} holds {recorded[s]} rows of stream {s} and the checkpoint knew {count}; "
+                    f"bring back the folder that belongs to the checkpoint, or start a new run"
+                )
+            if self.storage.floor(s) > max(0, count - self.size - 1):
+                raise ReverieError(
+                    f"{where} lost rows of stream {s} that the checkpoint could sample: {recorded[s] - count} "
+                    f"were written after it, and its slack is {self.slack}; save more often, or start a new run"
+                )
+        self._counts = [int(n) for n in counts]
+        self._index_episodes()
+
+    def journal(self, stream: int) -> Iterator[tuple[Step, np.ndarray]]:
+        """The recorded rows beyond ``counts[stream]``, in order: each step and the action chosen at it.
+
+        Rows may be added while it runs; it ends where one of them differs from what was recorded.
+        """
+        at = self._counts[stream]
+        while at < self.storage.marks[stream, RECORDED]:
+            yield self._step(stream, at)
+            at += 1
+
+    def tail(self, stream: int) -> Tail:
+        """The actions since the start of the stream's running episode, to bring its environment back there.
+
+        Reset it with the episode's seed and play all but the last action: it shows ``obs``. The last one was
+        chosen at ``obs``; whether it was played when the checkpoint was saved is for the driver to know.
+        """
+        start, count = self._starts[stream], self._counts[stream]
+        if start < 0:
+            return Tail(np.zeros((0, self.act_space.size), np.float32), None)
+        if start < self._context(stream, count):
+            raise ReverieError(
+                f"replay: the running episode of stream {stream} is longer than the {self.size} rows kept, so "
+                f"its environment can not be brought back; begin a new episode, or raise --replay-size"
+            )
+        actions = self.storage.steps[stream]["action"][np.arange(start, count) % self.slots]
+        return Tail(actions, self._step(stream, count - 1)[0].obs)
+
+    def _step(self, stream: int, at: int) -> tuple[Step, np.ndarray]:
+        slot, columns = at % self.slots, self.storage.obs[stream]
+        row = self.storage.steps[stream][slot].copy()
+        step = Step(
+            obs={key: columns[key][slot].copy() for key in self.obs_space},
+            reward=np.array(row["reward"]),
+            is_first=np.array(row["is_first"]),
+            is_last=np.array(row["is_last"]),
+            is_terminal=np.array(row["is_terminal"]),
+            env_steps=np.array(row["env_steps"], np.int64),
+        )
+        return step, row["action"]
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps: the counts, and without a folder also the rows."""
+        """For a checkpoint: the counts, and without a folder also every row that is kept."""
         state: dict[str, Any] = {"counts": self.counts}
         if self.folder is None:
-            state["rows"] = []
-            for s, count in enumerate(self._counts):
-                low = max(self._floor(s), count - self.size - 1)
-                slots = np.arange(low, count) % self.slots
-                rows = {f"obs/{key}": self._columns[s][key][slots] for key in self.obs_space}
-                rows |= {
-                    name: np.ascontiguousarray(self._columns[s]["step"][name][slots])
-                    for name in self._dtype.names or ()
-                    if name != "check"
-                }
-                state["rows"].append(rows)
+            contexts = [self._context(s, count) for s, count in enumerate(self._counts)]
+            state["rows"] = [self.read(s, contexts[s], count) for s, count in enumerate(self._counts)]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go back to such a state. On disk this is ``rewind``."""
-        counts = [int(n) for n in state["counts"]]
+        """Be as when ``state`` was taken; with a folder this is ``rewind``."""
         if self.folder is not None:
-            self.rewind(counts)
+            self.rewind(state["counts"])
             return
-        if len(counts) != self.streams or "rows" not in state:
+        fits = len(state["counts"]) == self.streams and all(
+            np.shape(rows.get(f"obs/{key}"))[1:] == space.shape
+            for rows in state.get("rows", [{}])
+            for key, space in self.obs_space.items()
+        )
+        if not fits:
             raise ReverieError(
-                f"this state is of a replay with {len(counts)} streams{'' if 'rows' in state else ' on disk'}, "
-                f"this one has {self.streams} in memory; make it the same way"
+                "the saved replay is on disk, or has other streams or observations than this one in memory; "
+                "use the settings it was saved with"
             )
-        for s, (count, rows) in enumerate(zip(counts, state["rows"])):
+        for s, (count, rows) in enumerate(zip(state["counts"], state["rows"], strict=True)):
             n = min(len(rows["reward"]), self.size + 1)
-            slots = np.arange(count - n, count) % self.slots
-            for key, space in self.obs_space.items():
-                if rows[f"obs/{key}"].shape[1:] != space.shape:
-                    raise ReverieError(
-                        f"the saved replay has another shape of obs {key!r}; make it the same way"
-                    )
-                self._columns[s][key][slots] = rows[f"obs/{key}"][len(rows["reward"]) - n :]
-            for name in self._dtype.names or ():
-                if name != "check":
-                    self._columns[s]["step"][name][slots] = rows[name][len(rows["reward"]) - n :]
-            self._marks[s] = (count, count, 0, count - n)
-        self._counts = counts
+            slots, newest = np.arange(count - n, count) % self.slots, slice(len(rows["reward"]) - n, None)
+            for key in self.obs_space:
+                self.storage.obs[s][key][slots] = rows[f"obs/{key}"][newest]
+            for name in FIELDS:
+                self.storage.steps[s][name][slots] = rows[name][newest]
+            self.storage.marks[s] = (count, count, 0, count - n)
+        self._counts = [int(n) for n in state["counts"]]
         self._index_episodes()
-
-    # --- on disk -------------------------------------------------------------------------------
-
-    def _in_memory(self) -> dict[str, np.ndarray]:
-        try:
-            columns = {k: np.zeros((self.slots, *v.shape), v.dtype) for k, v in self.obs_space.items()}
-            return columns | {"step": np.zeros(self.slots, self._dtype)}
-        except MemoryError:
-            raise ReverieError(
-                f"a replay of {self.bytes} bytes is too large for memory; lower --replay-size"
-            ) from None
-
-    def _open_folder(self, reserve_rows: int) -> None:
-        assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._reserve_rows = reserve_rows
-        self._lock = _locked(self.folder)
-        self._columns = []
-        for s in range(self.streams):
-            columns = {}
-            for name, (shape, dtype) in self._files().items():
-                columns[name] = _mapped(self._path(name, s), (self.slots, *shape), dtype)
-            self._columns.append(columns)
-        self._marks = _mapped(self.folder / "marks.raw", (self.streams, 4), np.dtype(np.int64))
-        self._reserved = [int(min(self._marks[s, HIGH], self.slots)) for s in range(self.streams)]
-
-    def _files(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        files = {key: (space.shape, np.dtype(space.dtype)) for key, space in self.obs_space.items()}
-        return files | {"step": ((), self._dtype)}
-
-    def _path(self, name: str, stream: int) -> Path:
-        assert self.folder is not None
-        kind = "" if name == "step" else "obs."
-        return self.folder / f"{kind}{quote(name, safe='')}.{stream}.raw"
-
-    def _reserve(self, stream: int, slot: int) -> None:
-        """Take real disk blocks for the next rows, so that writing through the map can not fail."""
-        if slot < self._reserved[stream]:
-            return
-        first, end = slot, min(self.slots, slot + self._reserve_rows)
-        try:
-            for name, (shape, dtype) in self._files().items():
-                size = int(np.prod(shape)) * dtype.itemsize
-                _take(self._path(name, stream), first * size, (end - first) * size)
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            free = shutil.disk_usage(str(self.folder)).free
-            raise ReverieError(
-                f"disk full: the replay in {self.folder} needs {(end - first) * self.row_bytes} more bytes and "
-                f"{free} are free; free {self.bytes - first * self.row_bytes} bytes or lower --replay-size; "
-                f"everything up to row {self._counts[stream]} of stream {stream} is safe"
-            ) from None
-        self._reserved[stream] = end
 
     def flush(self) -> None:
         """Bring all rows to the disk itself, so that they also survive a power cut."""
-        if self.folder is None:
-            return
-        recorded = self._marks[:, RECORDED].copy()
-        for s in range(self.streams):
-            if recorded[s] != self._marks[s, SYNCED]:
-                for name in self._files():
-                    _sync(self._path(name, s))
-        self._marks[:, SYNCED] = recorded
-        _sync(self.folder / "marks.raw")
+        self.storage.sync()
         self._synced_at = time.monotonic()
 
+    def _sync_aside(self) -> None:
+        if self._syncing is None or not self._syncing.is_alive():
+            self._synced_at = time.monotonic()
+            self._syncing = threading.Thread(target=self.storage.sync, name="replay sync", daemon=True)
+            self._syncing.start()
+
     def close(self) -> None:
-        """Flush and give the folder free for others. A closed replay can not be used again."""
-        if self._lock is not None:
-            self.flush()
-            self._lock.close()
-            self._lock = None
-
-
-def _step_dtype(act_space: ActionSpace) -> np.dtype:
-    return np.dtype(
-        [
-            ("action", np.float32, (act_space.size,)),
-            ("reward", np.float32),
-            ("env_steps", np.int32),
-            ("check", np.uint32),
-            ("is_first", np.bool_),
-            ("is_last", np.bool_),
-            ("is_terminal", np.bool_),
-        ],
-        align=True,
-    )
-
-
-def _mapped(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A file of this size, made if need be, as an array in shared memory."""
-    size = int(np.prod(shape)) * dtype.itemsize
-    with open(path, "a+b") as file:
-        file.truncate(size)
-        # A plain array: slices of np.memmap cost several times more.
-        return np.frombuffer(mmap.mmap(file.fileno(), size), dtype).reshape(shape)
-
-
-def _take(path: Path, offset: int, size: int) -> None:
-    with open(path, "r+b", buffering=0) as file:
-        if hasattr(os, "posix_fallocate"):
-            try:
-                os.posix_fallocate(file.fileno(), offset, size)
-                return
-            except OSError as error:
-                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS):
-                    raise
-        file.seek(offset)
-        while size > 0:  # where blocks can not be reserved (macOS, some file systems) zeros take their place
-            size -= file.write(bytes(min(size, 2**20)))
-
-
-def _sync(path: Path) -> None:
-    fd = os.open(path, os.O_RDWR)
-    try:
-        getattr(os, "fdatasync", os.fsync)(fd)
-    finally:
-        os.close(fd)
-
-
-def _locked(folder: Path) -> Any:
-    file = open(folder / "lock", "a+b")
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.close()
-            raise ReverieError(
-                f"the replay in {folder} is being written by another process; stop it or use another folder"
-            ) from None
-    return file
+        """Flush and give the folder free for another process; nothing can be added afterwards."""
+        self.storage.close()
+        self.storage.write = False
