@@ -1,0 +1,222 @@
+"""Learning curves and the house style of every figure: SVG to keep, PNG to glance at.
+
+What is special here: every seed is drawn, thin; their inter-quartile mean thick, with its bootstrap interval
+as a band; lines are named where they end, not in a box; the random policy is always there, dashed, and a
+number that a paper printed is dotted and carries its source. Colours are Okabe and Ito's, told apart by
+colour-blind eyes. Text in SVG stays text. The same data give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from reverie.media import atomic
+from reverie.reproduce import statistics
+from reverie.reproduce.runs import read_metrics, series
+from reverie.types import ReverieError
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9", "#6B4C2A", "#555555")
+INK, QUIET, FAINT = "#3C4043", "#80868B", "#E8EAED"
+GRID = 160  # points of the common axis on which seeds are averaged
+
+STYLE = {
+    "figure.facecolor": "white",
+    "figure.dpi": 100,
+    "savefig.dpi": 160,
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
+    "font.size": 9.5,
+    "text.color": INK,
+    "axes.edgecolor": "#BDC1C6",
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.8,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10.5,
+    "axes.titleweight": "bold",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.8,
+    "xtick.color": QUIET,
+    "ytick.color": QUIET,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "lines.solid_capstyle": "round",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "reverie",
+    "path.simplify": True,
+}
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's values along its env steps; both float arrays of one length."""
+
+    env_steps: np.ndarray
+    value: np.ndarray
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A published number: its height, and the words that stand beside it (who, and where it is printed)."""
+
+    value: int | float
+    label: str
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """The house style, for figures made inside."""
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        yield
+
+
+def curves(runs: Iterable[str | Path], key: str = "eval/return") -> list[Curve]:
+    """``key`` along the env steps of every run folder that has it; a torn last line is left out."""
+    found = []
+    for run in runs:
+        x, y = series(read_metrics(run), key)
+        if len(x):
+            found.append(Curve(x, y, Path(run).name))
+    return found
+
+
+def plot(
+    runs: Mapping[str, Sequence[str | Path]],
+    path: str | Path,
+    *,
+    key: str = "eval/return",
+    random: int | float | None = None,
+    published: Sequence[Line] = (),
+    title: str = "",
+    ylabel: str = "return",
+) -> list[Path]:
+    """Draw the run folders under each name as one arm, and write ``path`` as .svg and .png; returns both.
+
+    Raises ``ReverieError`` if no run has ``key``.
+    """
+    arms = {name: curves(folders, key) for name, folders in runs.items()}
+    if not any(arms.values()):
+        raise ReverieError(f"no run has '{key}' in its metrics.jsonl; name another metric, or train longer")
+    with style():
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        draw(axes, arms, random=random, published=published)
+        axes.set(title=title, ylabel=ylabel)
+        return save(figure, path)
+
+
+def draw(
+    axes: Axes,
+    arms: Mapping[str, Sequence[Curve]],
+    *,
+    random: int | float | None = None,
+    published: Sequence[Line] = (),
+    colours: Mapping[str, str] | None = None,
+) -> None:
+    """Seeds, inter-quartile means, bands and the lines of reference in one panel, named at their ends."""
+    colours = colours or dict(zip(arms, _cycle(), strict=False))
+    ends: list[tuple[float, str, str]] = []
+    for name, seeds in arms.items():
+        colour, seeds = colours[name], [c for c in seeds if len(c.value)]
+        if not seeds:
+            continue
+        if len(seeds) > 1:
+            for seed in seeds:
+                axes.plot(seed.env_steps, seed.value, color=colour, lw=0.9, alpha=0.4)
+        x, middle, low, high = average(seeds)
+        axes.fill_between(x, low, high, color=colour, alpha=0.15, lw=0)
+        dot = {"marker": "o", "ms": 4} if len(x) == 1 else {}
+        axes.plot(x, middle, color=colour, lw=2.2, **dot)  # type: ignore[arg-type]
+        ends.append((float(middle[-1]), name, colour))
+    if random is not None:
+        axes.axhline(random, color=QUIET, lw=1.2, ls=(0, (5, 3)), zorder=1.5)
+        ends.append((float(random), "random policy", QUIET))
+    for line in published:
+        axes.axhline(line.value, color=INK, lw=1.2, ls=(0, (1, 2)), zorder=1.5)
+        ends.append((float(line.value), line.label, INK))
+    axes.set_xlabel("env steps")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: steps(v)))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.margins(x=0.01, y=0.06)
+    label_ends(axes, ends)
+
+
+def average(seeds: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps, inter-quartile mean, low and high, on the stretch of env steps that all seeds have walked."""
+    if len(seeds) == 1:
+        nothing = np.full(len(seeds[0].value), np.nan)
+        return seeds[0].env_steps, seeds[0].value, nothing, nothing
+    first = max(float(c.env_steps[0]) for c in seeds)
+    last = max(min(float(c.env_steps[-1]) for c in seeds), first)
+    points = np.unique(np.concatenate([c.env_steps for c in seeds]))
+    points = points[(points >= first) & (points <= last)]
+    if len(points) > GRID or not len(points):
+        points = np.linspace(first, last, GRID)
+    middle, low, high = statistics.band([np.interp(points, c.env_steps, c.value) for c in seeds])
+    return points, np.asarray(middle), np.asarray(low), np.asarray(high)
+
+
+def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Write (height, text, colour) at the right edge, moved apart where they would lie on each other."""
+    if not ends:
+        return
+    low, high = axes.get_ylim()
+    least = 0.068 * 3.0 / max(axes.get_position().height * axes.figure.get_figheight(), 0.5)  # type: ignore[union-attr]
+    wanted = sorted(((y - low) / (high - low), text, colour) for y, text, colour in ends)
+    places: list[float] = []
+    for height, text, _ in wanted:
+        tall = least * (1 + text.count("\n"))
+        places.append(max(height, places[-1] + tall) if places else height)
+    # what was pushed up too far comes down again, pushing the ones below it
+    shift = min(0.0, 1.0 - places[-1]) / 2 if len(places) > 1 else 0.0
+    for (_, text, colour), place in zip(wanted, places, strict=True):
+        axes.annotate(
+            text,
+            (1.015, place + shift),
+            xycoords="axes fraction",
+            va="center",
+            color=colour,
+            fontsize=8.5,
+            fontweight="bold" if colour not in (QUIET, INK) else "normal",
+            annotation_clip=False,
+        )
+
+
+def save(figure: Figure, path: str | Path) -> list[Path]:
+    """Write the figure as ``path``.svg and ``path``.png, whole or not at all; undated, so that it diffs."""
+    path = Path(path)
+    written = []
+    for suffix, metadata in ((".svg", {"Date": None}), (".png", {"Software": None})):
+        target = path.with_name(path.name + suffix)
+        with atomic(target) as temporary:
+            figure.savefig(temporary, metadata=metadata)
+        written.append(target)
+    return written
+
+
+def steps(value: float) -> str:
+    """Env steps as people say them: 500, 2.5k, 1M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:g}{letter}"
+    return f"{value:g}"
+
+
+def _cycle() -> Iterator[str]:
+    while True:
+        yield from COLOURS

@@ -1,0 +1,128 @@
+"""The page of a result: claim, verdict, figure and numbers, in Markdown made from the summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from reverie.reproduce.claims import LEAST_RUNS, Claim, Outcome
+from reverie.reproduce.runs import short
+
+MEANING = {
+    "holds": "every difference below that decides lies above zero with its whole 95 % interval.",
+    "open": "the runs made so far do not settle it.",
+    "fails": "a difference that the claim says is positive lies below zero with its whole 95 % interval.",
+}
+
+
+def render(
+    claim: Claim, summary: Mapping[str, Any], found: Sequence[Outcome], pictures: Sequence[str]
+) -> str:
+    """The README.md of a result; made by the command, never by hand."""
+    s = summary
+    lines = [
+        f"# {claim.name}",
+        "",
+        f"> {claim.sentence} ({claim.system})",
+        "",
+        f"**{s['verdict'].capitalize()}**, with {s['seeds']} seeds at the `{s['budget']}` budget: "
+        f"{MEANING[s['verdict']]}",
+        "",
+        "    " + s["command"],
+        "",
+    ]
+    if "figure.svg" in pictures:
+        lines += [f"![{claim.name}: learning curves and differences](figure.svg)", ""]
+        lines += [
+            "Thin lines are seeds, thick lines their inter-quartile mean, bands its stratified bootstrap "
+            "95 % interval.",
+            "",
+        ]
+    if "strip.png" in pictures:
+        lines += ["![truth, prediction and error over time](strip.png)", ""]
+        lines += ["Error is prediction minus truth around grey. Moving: [open_loop.gif](open_loop.gif).", ""]
+    lines += ["## What decides", ""]
+    lines += _table(
+        ("claimed to be positive", "difference", "95 % interval", "unit", "runs", "verdict"),
+        [
+            (
+                o.name,
+                _number(o.interval.estimate),
+                f"{_number(o.interval.low)} to {_number(o.interval.high)}",
+                o.unit,
+                str(o.runs),
+                o.verdict if o.counts else f"{o.verdict} (not decisive)",
+            )
+            for o in found
+        ],
+    )
+    lines += [
+        "",
+        f"A side with fewer than {LEAST_RUNS} runs leaves its row open. With three runs the interval is the "
+        "span from worst to best, no more.",
+        "",
+        "## Numbers",
+        "",
+    ]
+    lines += _table(
+        ("measure", "inter-quartile mean", "95 % interval", "unit", "each run"),
+        [
+            (
+                name,
+                _number(m["iqm"]),
+                f"{_number(m['low'])} to {_number(m['high'])}",
+                m["unit"],
+                _each(m["per_seed"]),
+            )
+            for name, m in s["measures"].items()
+        ],
+    )
+    if claim.published:
+        shown = {(p["arm"], p["env"], p["value"]) for p in s["published"]}
+        lines += ["", "## What the papers print", ""]
+        lines += _table(
+            ("agent", "task", "env steps", "return", "source", "same setting as here"),
+            [
+                (
+                    p.arm,
+                    short(p.env),
+                    f"{p.env_steps:,}",
+                    f"{p.value:g}",
+                    p.source,
+                    "yes" if (p.arm, p.env, p.value) in shown else "no",
+                )
+                for p in claim.published
+            ],
+        )
+    lines += ["", "## What this budget can show", "", s["note"], ""]
+    if s["failures"]:
+        lines += ["## Runs that broke down", ""]
+        lines += [f"- {f['arm']}, {f['env']}, seed {f['seed']}: {_cell(f['error'])}" for f in s["failures"]]
+        lines += [""]
+    lines += [
+        "## How it was run",
+        "",
+        f"{s['env']}; {s['env_steps']:,} env steps a run at most; {s['wall_clock_s'] / 60:.1f} minutes in "
+        f"all on {s['machine']}, {s['threads']} threads; commit {s['commit']}.",
+        "All numbers: [summary.json](summary.json); all curves: [curves.json](curves.json).",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [head, ["---"] * len(head), *rows]
+    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def _number(value: float | None) -> str:
+    return "?" if value is None or value != value else f"{value:.4g}"
+
+
+def _each(values: Sequence[float]) -> str:
+    some = ", ".join(_number(v) for v in values[:12])
+    return some + (f" and {len(values) - 12} more" if len(values) > 12 else "")

@@ -1,0 +1,470 @@
+"""Carry a claim out: train every arm with every seed, then write what came of it.
+
+Runs are ordered seed by seed, all arms of a seed before the next, so that whatever is finished compares
+equals. A finished run is never run twice, an unfinished one goes on where it stopped, and the results are
+written anew after every run: a study may be interrupted at any moment and its page tells how many seeds it
+stands on.
+
+    runs/reproduce/NAME/BUDGET/ARM/ENV/seed-0      the run folders results/NAME/BUDGET/
+    README.md, summary.json, curves.json, figure.svg, figure.png
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from reverie.media import atomic, open_loop, save_gif, save_strip
+from reverie.reproduce import statistics
+from reverie.reproduce.claims import (
+    Arm,
+    Budget,
+    Claim,
+    Outcome,
+    Published,
+    Verdict,
+    get_claim,
+    outcomes,
+    verdict,
+)
+from reverie.reproduce.runs import (
+    FINAL_RETURN,
+    MODEL_ERROR,
+    Measure,
+    Run,
+    by_arm,
+    pooled,
+    read_json,
+    read_metrics,
+    read_open_loop,
+)
+from reverie.types import ReverieError
+
+# (agent, env, preset, run_dir, seed, overrides); must go on where the folder's run stopped
+Train = Callable[[str, str, str, Path, int, dict[str, Any]], Any]
+# (run_dir, context, length, episodes, seed) -> truth, prediction: uint8 "n t h w c", of new episodes
+Predict = Callable[[Path, int, int, int, int], tuple[np.ndarray, np.ndarray]]
+
+CONTEXT, LENGTH, EPISODES = 5, 50, 10  # the papers' open-loop protocol: 5 frames seen, 45 predicted
+POINTS = 200  # of a curve in curves.json
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run to be made: an arm on one of its environments with one seed."""
+
+    arm: Arm
+    env: str
+    seed: int
+    folder: Path
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return {**self.arm.overrides, **self.arm.for_env.get(self.env, {})}
+
+    @property
+    def note(self) -> Path:
+        """Beside the run folder: what was asked for, and whether it is done."""
+        return self.folder.with_name(self.folder.name + ".json")
+
+
+class Stopped(Exception):
+    """Training came back before its end: somebody pressed Ctrl-C, and it saved itself."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that broke down, in a sentence."""
+
+    arm: str
+    env: str
+    seed: int
+    error: str
+
+
+def reproduce(
+    name: str,
+    budget: str = "laptop",
+    seeds: int | None = None,
+    folder: str | Path = ".",
+    train_fn: Train | None = None,
+    predict_fn: Predict | None = None,
+    console: Console | None = None,
+) -> Path:
+    """Run what is missing of claim ``name``, and return the folder of its results.
+
+    ``seeds`` replaces the budget's number. ``folder`` is where ``runs/`` and ``results/`` stand. ``train_fn``
+    and ``predict_fn`` default to the package's own. A run that breaks down is told in the results, tried
+    again at the next call, and keeps the claim from holding. Raises ``ReverieError`` if no run at all could
+    be finished.
+    """
+    claim = get_claim(name)
+    size = claim.budget(budget)
+    seeds = size.seeds if seeds is None else seeds
+    if seeds < 1:
+        raise ReverieError(f"a claim needs at least one seed, got {seeds}; leave it out for {size.seeds}")
+    console, folder = console or Console(), Path(folder)
+    console.print(f"[bold]{claim.name}[/] ({claim.system}, {budget}): {claim.sentence}", highlight=False)
+    planned = list(plan(claim, budget, seeds, folder))
+    failures: list[Failure] = []
+    for number, run in enumerate(planned, 1):
+        title = f"{run.arm.name}, {run.env}, seed {run.seed}"
+        done = _finished(run, size.preset) and (not claim.films or (run.folder / "open_loop.npz").exists())
+        if done:
+            console.print(f"  {number}/{len(planned)}  {title}: finished before", highlight=False)
+            continue
+        console.rule(f"{number}/{len(planned)}  {title}", style="dim", align="left")
+        try:
+            seconds = _train(run, size.preset, train_fn)
+            if claim.films:
+                _predict(run, predict_fn)
+        except Stopped as error:
+            console.print(f"  {error}; the same command goes on from here", highlight=False)
+            break
+        except Exception as error:  # one broken run must not cost a night of others; it is told, never hidden
+            failures.append(Failure(run.arm.name, run.env, run.seed, f"{type(error).__name__}: {error}"))
+            console.print(f"  [red]broke down[/] {failures[-1].error}", highlight=False, markup=True)
+            continue
+        console.print(f"  done in {_duration(seconds)}", highlight=False)
+        if number < len(planned):
+            write_results(name, budget, seeds, folder, failures)
+    if not any(_finished(run, size.preset) for run in planned):
+        why = f"the first broke down with {failures[0].error}" if failures else "the same command goes on"
+        raise ReverieError(f"no run of '{name}' is finished yet; {why}")
+    results = write_results(name, budget, seeds, folder, failures)
+    _tell(console, read_json(results / "summary.json"), results)
+    return results
+
+
+def plan(claim: Claim, budget: str, seeds: int, folder: Path) -> Iterator[Planned]:
+    """All runs, seed by seed: a study cut short has as many seeds of any arm as of another, or one less."""
+    root = folder / "runs" / "reproduce" / claim.name / budget
+    for seed in range(seeds):
+        for arm in claim.budget(budget).arms:
+            for env in arm.envs if seed < (seeds if arm.seeds is None else arm.seeds) else ():
+                yield Planned(arm, env, seed, root / _slug(arm.name) / _slug(env) / f"seed-{seed}")
+
+
+def _train(run: Planned, preset: str, train_fn: Train | None) -> float:
+    asked = _asked(run, preset)
+    before = read_json(run.note)
+    if before and {**before.get("asked", {}), "env_steps": 0} != {**asked, "env_steps": 0}:
+        raise ReverieError(
+            f"{run.folder} was begun with other settings; move it away, or ask for those in {run.note.name}"
+        )
+    _write(run.note, {"asked": asked, "finished": False, "seconds": before.get("seconds", 0.0)})
+    overrides = {**run.overrides, "steps": run.arm.env_steps}
+    start = time.perf_counter()
+    try:
+        (train_fn or _own_train())(run.arm.agent, run.env, preset, run.folder, run.seed, overrides)
+    finally:
+        seconds = before.get("seconds", 0.0) + time.perf_counter() - start
+        _write(run.note, {"asked": asked, "finished": False, "seconds": seconds})
+    reached = max((row.get("env_steps", 0) for row in read_metrics(run.folder)), default=0)
+    if reached < run.arm.env_steps:
+        raise Stopped(f"stopped after {reached:,} of {run.arm.env_steps:,} env steps")
+    _write(run.note, {"asked": asked, "finished": True, "seconds": seconds})
+    return seconds
+
+
+def _predict(run: Planned, predict_fn: Predict | None) -> None:
+    truth, told = (predict_fn or _own_predict())(run.folder, CONTEXT, LENGTH, EPISODES, run.seed)
+    if truth.shape != told.shape or truth.ndim != 5 or truth.shape[1] <= CONTEXT:
+        raise ReverieError(
+            f"an open-loop prediction is two arrays 'n t h w c' with t > {CONTEXT}, got {truth.shape} and "
+            f"{told.shape}"
+        )
+    with atomic(run.folder / "open_loop.npz") as temporary:
+        np.savez_compressed(temporary, truth=truth, prediction=told, context=CONTEXT)
+
+
+def _own_train() -> Train:
+    try:
+        from reverie import train
+    except ImportError as error:
+        raise ReverieError("this installation cannot train (no reverie.train); pass it in") from error
+    return train
+
+
+def _own_predict() -> Predict:
+    try:
+        from reverie import predict
+    except ImportError as error:
+        raise ReverieError("this installation cannot predict (no reverie.predict); pass it in") from error
+    return predict
+
+
+def _asked(run: Planned, preset: str) -> dict[str, Any]:
+    asked = {"agent": run.arm.agent, "env": run.env, "preset": preset, "seed": run.seed}
+    return json.loads(json.dumps({**asked, "overrides": run.overrides, "env_steps": run.arm.env_steps}))
+
+
+def _finished(run: Planned, preset: str) -> bool:
+    note, asked = read_json(run.note), _asked(run, preset)
+    had = note.get("asked", {})
+    return (
+        note.get("finished") is True
+        and {**had, "env_steps": 0} == {**asked, "env_steps": 0}
+        and (had.get("env_steps", 0) >= asked["env_steps"])
+    )
+
+
+# What is written
+
+
+def write_results(
+    name: str,
+    budget: str = "laptop",
+    seeds: int | None = None,
+    folder: str | Path = ".",
+    failures: Sequence[Failure] = (),
+) -> Path:
+    """Judge the finished runs of a claim and write its results; trains nothing. Returns their folder."""
+    from reverie.reproduce import figure, page
+
+    claim = get_claim(name)
+    size = claim.budget(budget)
+    seeds = size.seeds if seeds is None else seeds
+    planned = list(plan(claim, budget, seeds, Path(folder)))
+    runs = [
+        Run(p.arm.name, p.env, p.seed, p.folder, float(read_json(p.note).get("seconds", 0.0)))
+        for p in planned
+        if _finished(p, size.preset)
+    ]
+    if not runs:
+        raise ReverieError(f"'{name}' has no finished run under {folder} at budget '{budget}'; run it first")
+    found = [outcome for comparison in claim.comparisons for outcome in outcomes(comparison, runs)]
+    out = Path(folder) / "results" / name / budget
+    summary = summarise(claim, budget, seeds, planned, runs, found, failures)
+    _write(out / "summary.json", summary)
+    _write(out / "curves.json", {"claim": name, "budget": budget, "runs": [_curve(run) for run in runs]})
+    pictures = list(figure.draw(claim, size, runs, found, summary["verdict"], out))
+    if claim.films:
+        pictures += _film(runs, out)
+    with atomic(out / "README.md") as temporary:
+        temporary.write_text(page.render(claim, summary, found, pictures), "utf-8")
+    return out
+
+
+def summarise(
+    claim: Claim,
+    budget: str,
+    seeds: int,
+    planned: Sequence[Planned],
+    runs: Sequence[Run],
+    found: Sequence[Outcome],
+    failures: Sequence[Failure] = (),
+) -> dict[str, Any]:
+    """``summary.json``: every number computed from the runs, the verdict too."""
+    size = claim.budget(budget)
+    complete = _complete(planned, runs)
+    judged: Verdict = verdict(found)
+    notes = [size.note]
+    if failures and judged == "holds":
+        judged = "open"
+        notes.append("A run broke down, so the claim is left open.")
+    if complete < seeds:
+        notes.append(f"Unfinished: {complete} of {seeds} seeds are complete in every arm.")
+    first = next((o for o in found if o.counts), None)
+    envs = list(dict.fromkeys(env for arm in size.arms for env in arm.envs))
+    summary = {
+        "claim": claim.name,
+        "budget": budget,
+        "verdict": judged,
+        "seeds": complete,
+        "env": ", ".join(envs),
+        "env_steps": max(arm.env_steps for arm in size.arms),
+        "wall_clock_s": round(sum(run.wall_clock_s for run in runs), 1),
+        "threads": torch.get_num_threads(),
+        "machine": machine(),
+        "command": f"reverie reproduce {claim.name} --budget {budget} --seeds {seeds}",
+        "commit": commit(),
+        "measures": measures(claim, runs),
+        "difference": {"low": first.interval.low, "high": first.interval.high} if first else {},
+        "published": [
+            {"value": p.value, "arm": p.arm, "env": p.env, "env_steps": p.env_steps, "source": p.source}
+            for p in matching(claim, size)
+        ],
+        "note": " ".join(notes),
+        "comparisons": [
+            {
+                "name": o.name,
+                "unit": o.unit,
+                "estimate": o.interval.estimate,
+                "low": o.interval.low,
+                "high": o.interval.high,
+                "runs": o.runs,
+                "counts": o.counts,
+                "verdict": o.verdict,
+            }
+            for o in found
+        ],
+        "failures": [vars(failure) for failure in failures],
+    }
+    return summary
+
+
+def measures(claim: Claim, runs: Sequence[Run]) -> dict[str, Any]:
+    """What the comparisons and sweeps look at, arm by arm: IQM, interval, and the number of each run."""
+    wanted: dict[tuple[str, str], Measure] = {}
+    if not claim.films:
+        wanted |= {(arm, FINAL_RETURN.name): FINAL_RETURN for arm in by_arm(runs)}
+    for c in claim.comparisons:
+        wanted |= {(side.arm, side.measure.name): side.measure for side in (c.left, c.right)}
+    for sweep in claim.sweeps:
+        wanted |= {(arm, sweep.measure.name): sweep.measure for _, arm in sweep.arms}
+    table = {}
+    for (arm, name), measure in wanted.items():
+        values = pooled([run for run in runs if run.arm == arm], measure)
+        if values:
+            interval = statistics.bootstrap_interval(list(values.values()))
+            table[f"{_slug(arm).replace('-', '_')}_{name}"] = {
+                "iqm": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+                "per_seed": [v for numbers in values.values() for v in numbers],
+                "unit": measure.unit,
+            }
+    return table
+
+
+def matching(claim: Claim, size: Budget) -> list[Published]:
+    """Published numbers for the same arm, task and step count (within 5 %): only these enter the figure."""
+    return [
+        p
+        for p in claim.published
+        for arm in size.arms
+        if p.arm == arm.name and p.env in arm.envs and abs(p.env_steps - arm.env_steps) <= 0.05 * p.env_steps
+    ]
+
+
+def _complete(planned: Sequence[Planned], runs: Sequence[Run]) -> int:
+    """Seeds that every arm has which gets all seeds."""
+    have = {(run.arm, run.env, run.seed) for run in runs}
+    main = [p for p in planned if p.arm.seeds is None]
+    seeds = {p.seed for p in main}
+    return sum(all((p.arm.name, p.env, p.seed) in have for p in main if p.seed == seed) for seed in seeds)
+
+
+def _curve(run: Run) -> dict[str, Any]:
+    """One seed: env steps, updates, seconds, return; at most ``POINTS`` points, the last one kept."""
+    lines = {}
+    for task in run.tasks:
+        x, y = run.curve(task)
+        if len(x) > POINTS:
+            keep = np.linspace(0, len(x) - 1, POINTS).round().astype(int)
+            x, y = x[keep], y[keep]
+        lines[task] = {
+            "env_steps": x.astype(int).tolist(),
+            "updates": run.at("updates", x).round(1).tolist(),
+            "seconds": run.at("seconds", x).round(2).tolist(),
+            "return": y.round(4).tolist(),
+        }
+    head: dict[str, Any] = {"arm": run.arm, "env": run.env, "seed": run.seed}
+    return {**head, **lines[run.env]} if len(run.tasks) == 1 else {**head, "tasks": lines}
+
+
+def _film(runs: Sequence[Run], out: Path) -> list[str]:
+    """The strip of the first episode and a moving picture of the first three, from the run in the middle.
+
+    The run whose error is the median is shown, and in it the first episodes, so that nobody chose the
+    picture.
+    """
+    errors = [(float(np.mean([*MODEL_ERROR.of(run).values()])), i) for i, run in enumerate(runs)]
+    run = runs[sorted(errors)[(len(errors) - 1) // 2][1]]
+    found = read_open_loop(run.folder)
+    if found is None:
+        return []
+    truth, told, context = found
+    save_strip(out / "strip.png", truth[0], told[0], context)
+    save_gif(out / "open_loop.gif", open_loop(truth[:3], told[:3], context), fps=10)
+    return ["strip.png", "open_loop.gif"]
+
+
+def machine() -> str:
+    """The processor, its cores and the accelerator, as a reader would name them."""
+    model = platform.processor() or platform.machine()
+    try:
+        info = Path("/proc/cpuinfo").read_text()
+        model = re.search(r"model name\s*:\s*(.+)", info).group(1)  # type: ignore[union-attr]
+    except (OSError, AttributeError):
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model.strip()}, {cores} cores{gpu}, torch {torch.__version__}"
+
+
+def commit() -> str:
+    """The commit of this code, with a plus if the package has changes that are in none; else 'unknown'."""
+    here = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, timeout=20, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _write(path: Path, value: Mapping[str, Any]) -> None:
+    with atomic(path) as temporary:
+        text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+        # numbers in a row stay on one line, so that a diff of curves can be read
+        text = re.sub(r"\[[\s\d.,eE+\-nul]*\]", lambda m: re.sub(r"\s+", " ", m.group()), text)
+        temporary.write_text(text + "\n", "utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is not known is null. Floats keep six figures."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}") if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_.+]+", "-", text).strip("-")
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+
+
+def _tell(console: Console, summary: Mapping[str, Any], results: Path) -> None:
+    from rich.table import Table
+
+    table = Table(
+        "claimed to be positive", "difference", "95 % interval", "verdict", box=None, padding=(0, 2)
+    )
+    for c in summary["comparisons"]:
+        low, high, middle = (("-" if c[k] is None else f"{c[k]:.4g}") for k in ("low", "high", "estimate"))
+        table.add_row(
+            c["name"], middle, f"{low} to {high}", c["verdict"] if c["counts"] else f"({c['verdict']})"
+        )
+    console.print(table)
+    colour = {"holds": "green", "open": "yellow", "fails": "red"}[summary["verdict"]]
+    console.print(f"[bold {colour}]{summary['verdict']}[/] with {summary['seeds']} seeds; see {results}")
