@@ -74,8 +74,8 @@ def imagination_weights(discount: Float[Tensor, "H *batch"]) -> Float[Tensor, "H
 
         w_1 = 1,   w_k = d_1 d_2 ... d_{k-1},   k = 1..H-1
 
-    Dreamer (Hafner et al. 2020), the last paragraph of Section 3, as its code has it. The paper takes these
-    weights as constants: detach them. Raises ``ReverieError`` for H < 2.
+    Dreamer (Hafner et al. 2020), as its code has it: the paper brings the weights in for early ends only, the
+    code always uses them, as constants. So detach them. Raises ``ReverieError`` for H < 2.
     """
     _check("imagination_weights", 2, discount)
     return torch.cat([torch.ones_like(discount[:1]), discount[:-2]]).cumprod(0)

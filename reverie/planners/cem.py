@@ -40,7 +40,7 @@ from reverie.types import ActionSpace, ReverieError
 class CEM:
     """The cross-entropy method; the defaults are PlaNet's."""
 
-    horizon: int = 12  # H, Section 5 and Appendix A
+    horizon: int = 12  # H
     iterations: int = 10  # I
     candidates: int = 1000  # J in the paper, our N
     elites: int = 100  # K

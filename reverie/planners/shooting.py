@@ -12,7 +12,7 @@ from reverie.types import ActionSpace
 class Shooting:
     """Best of N sequences, uniform over the action space: [-1, 1], or each choice of a group alike.
 
-    Nagabandi et al. 2018, Section IV-C; the defaults are its half-cheetah's.
+    Nagabandi et al. 2018 (MBMF); the defaults are those of its half-cheetah.
     """
 
     horizon: int = 20  # H
