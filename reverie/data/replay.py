@@ -384,8 +384,9 @@ class Replay:
                 )
             if self.storage.floor(s) > max(0, count - self.size - 1):
                 raise ReverieError(
-                    f"{where} lost rows of stream {s} that the checkpoint could sample: {recorded[s] - count} "
-                    f"were written after it, and its slack is {self.slack}; save more often, or start a new run"
+                    f"{where} lost rows of stream {s} that the checkpoint could sample: "
+                    f"{recorded[s] - count} were written after it, and its slack is {self.slack}; "
+                    f"save more often, or start a new run"
                 )
         self._counts = [int(n) for n in counts]
         self._index_episodes()
@@ -411,8 +412,8 @@ class Replay:
             return Tail(np.zeros((0, self.act_space.size), np.float32), None)
         if start < self._context(stream, count):
             raise ReverieError(
-                f"replay: the running episode of stream {stream} is longer than the {self.size} rows kept, so "
-                f"its environment can not be brought back; begin a new episode, or raise --replay-size"
+                f"replay: the running episode of stream {stream} is longer than the {self.size} rows kept, "
+                f"so its environment can not be brought back; begin a new episode, or raise --replay-size"
             )
         actions = self.storage.steps[stream]["action"][np.arange(start, count) % self.slots]
         return Tail(actions, self._step(stream, count - 1)[0].obs)

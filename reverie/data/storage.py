@@ -156,8 +156,9 @@ class Storage:
         slots = old["capacity"] // old["streams"] + old["slack"] + 2
         if not self.write or int(self.marks[:, HIGH].max()) >= min(slots, self.slots):
             raise ReverieError(
-                f"the replay in {folder} has capacity {old['capacity']} and slack {old['slack']} and is too full "
-                f"to be changed to {about['capacity']} and {about['slack']}; use the old numbers or a new folder"
+                f"the replay in {folder} has capacity {old['capacity']} and slack {old['slack']} "
+                f"and is too full to be changed to {about['capacity']} and {about['slack']}; "
+                f"use the old numbers or a new folder"
             )
         if self.slots < slots:
             _write_about(folder, about)  # a file may be longer than described, never shorter
@@ -215,7 +216,7 @@ class Storage:
         return check
 
     def _recover(self) -> None:
-        """After a stop without ``close`` drop broken rows: look at all if the power went, else at the last."""
+        """After a stop without ``close`` drop broken rows; only after a power cut are all looked at."""
         self._lock.seek(0)
         boot = self._lock.read().decode(errors="replace")
         if not boot:

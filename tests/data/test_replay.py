@@ -127,7 +127,7 @@ def test_within_episode():
     expected = torch.zeros(45)
     expected[10:12], expected[20], expected[40:45] = 1000, 2000, 400
     assert (counted[expected == 0] == 0).all() and (counted - expected).abs().max() < 200
-    with pytest.raises(ReverieError, match="needs 9 rows.*longest of 4 finished episodes has 8"):
+    with pytest.raises(ReverieError, match=r"needs 9 rows.*longest of 4 finished episodes has 8"):
         replay.sample(1, 9, np.random.default_rng(0), within_episode=True)
 
 
@@ -632,7 +632,7 @@ def test_full_disk_is_a_sentence(tmp_path, monkeypatch, how):
     else:
         monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     for _ in range(2):
-        with pytest.raises(ReverieError, match="disk full.*--replay-size.*up to row 10 is safe"):
+        with pytest.raises(ReverieError, match=r"disk full.*--replay-size.*up to row 10 is safe"):
             fill(replay, 1)
     assert replay.counts == [10] and replay.sample(2, 10, np.random.default_rng(0)).reward.shape == (2, 10)
     monkeypatch.undo()
