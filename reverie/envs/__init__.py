@@ -35,19 +35,17 @@ def make_env(
     MuJoCo draws: reference, near or fast; ``camera`` is its number or name (None: the one that shows the
     task). Raises ``ReverieError`` for unknown names and missing packages.
     """
-    size = _check_size(pixels, image_size)
+    size, endless = _check_size(pixels, image_size), time_limit is not None
     env: Env
     if name.startswith("dmc/"):
         from reverie.envs.dm_control import DMControl
 
-        env = DMControl(name[4:], size=size or 240, renderer=renderer, camera=camera, time_limit=time_limit)
+        env = DMControl(name[4:], size=size or 240, renderer=renderer, camera=camera, endless=endless)
     else:
         from reverie.envs.gymnasium import make
 
-        env = make(name, time_limit=time_limit, size=size, renderer=renderer, camera=camera)
-        if time_limit is not None:
-            env = TimeLimit(env, time_limit)
-    return _dress(env, pixels, image_size, action_repeat)
+        env = make(name, endless=endless, size=size, renderer=renderer, camera=camera)
+    return _dress(env, pixels, image_size, action_repeat, time_limit)
 
 
 def from_gymnasium(
@@ -68,10 +66,8 @@ def from_gymnasium(
 
     if not hasattr(env, "step") and callable(env):
         env = env()
-    ours: Env = Gymnasium(env, size=_check_size(pixels, image_size), renderer=renderer, camera=camera)
-    if time_limit is not None:
-        ours = TimeLimit(ours, time_limit)
-    return _dress(ours, pixels, image_size, action_repeat)
+    ours = Gymnasium(env, size=_check_size(pixels, image_size), renderer=renderer, camera=camera)
+    return _dress(ours, pixels, image_size, action_repeat, time_limit)
 
 
 def _check_size(pixels: bool, image_size: int | None) -> int | None:
@@ -81,7 +77,9 @@ def _check_size(pixels: bool, image_size: int | None) -> int | None:
     return (image_size or 64) if pixels else None
 
 
-def _dress(env: Env, pixels: bool, image_size: int | None, action_repeat: int) -> Env:
+def _dress(env: Env, pixels: bool, image_size: int | None, action_repeat: int, time_limit: int | None) -> Env:
+    if time_limit is not None:
+        env = TimeLimit(env, time_limit)
     if action_repeat != 1:
         env = ActionRepeat(env, action_repeat)
     if pixels:

@@ -9,7 +9,10 @@ Wrappers then only ever meet our own form. Three rules hold for every ``Env``:
 * an episode cut by the clock has ``is_last`` and not ``is_terminal``.
 """
 
+import contextlib
+import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -61,3 +64,15 @@ def check_action(action: np.ndarray, space: ActionSpace, name: str) -> np.ndarra
     if not np.isfinite(action).all():
         raise ReverieError(f"{name}: the action {action} is not finite; look at the agent that chose it.")
     return action
+
+
+@contextlib.contextmanager
+def hushed(name: str) -> Iterator[None]:
+    """Without the warnings of one logger (deprecated attributes in models that are not ours)."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -5,15 +5,12 @@ Nearly every task runs 1,000 env steps and ends by the clock: discount 1, so ``i
 1] to each dimension's bounds; only the quadruped's differ.
 """
 
-import contextlib
 import difflib
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from reverie.envs.base import Env, after, check_action, first
+from reverie.envs.base import Env, after, check_action, first, hushed
 from reverie.envs.pixels import MuJoCoCamera, choose_gl
 from reverie.types import ActionSpace, ReverieError, Space, Step
 
@@ -23,7 +20,7 @@ ALIASES = {"cup_catch": "ball_in_cup_catch"}
 class DMControl(Env):
     """One task of the suite; observations are its dictionary as float32 vectors (a scalar has length 1).
 
-    ``size`` and ``renderer`` say how ``render()`` draws. ``time_limit`` in env steps replaces the task's own.
+    ``size``, ``renderer`` and ``camera`` say how ``render()`` draws; ``endless`` takes the task's clock away.
     Raises ``ReverieError`` for a task that is not there, or when dm_control is not installed.
     """
 
@@ -34,11 +31,11 @@ class DMControl(Env):
         size: int = 64,
         renderer: str = "near",
         camera: int | str | None = None,
-        time_limit: int | None = None,
+        endless: bool = False,
     ) -> None:
         self.name = f"dmc/{task}"
-        self._env = _load(task, endless=time_limit is not None)
-        self._limit, self._taken, self._running = time_limit, 0, False
+        self._env = _load(task, endless)
+        self._taken, self._running = 0, False
         spec = self._env.action_spec()
         low, high = np.broadcast_to(spec.minimum, spec.shape), np.broadcast_to(spec.maximum, spec.shape)
         self._centre, self._half = (low + high) / 2, (high - low) / 2
@@ -65,12 +62,11 @@ class DMControl(Env):
         moment = self._env.step(self._centre + self._half * action)
         self._taken += 1
         terminated = bool(moment.last() and moment.discount == 0.0)
-        truncated = moment.last() or self._taken == self._limit
-        self._running = not (terminated or truncated)
+        self._running = not moment.last()
         reward = moment.reward
         if reward is None or not np.isfinite(reward):
             raise ReverieError(f"{self.name}: the reward at step {self._taken} is {reward}, not a number.")
-        return after(self._obs(moment), float(reward), terminated, truncated)
+        return after(self._obs(moment), float(reward), terminated, moment.last())
 
     def _obs(self, moment: Any) -> dict[str, np.ndarray]:
         obs = {}
@@ -92,7 +88,7 @@ class DMControl(Env):
 def _load(task: str, endless: bool) -> Any:
     choose_gl()
     try:
-        with _hushed("absl"):
+        with hushed("absl"):
             from dm_control import suite
     except ImportError as error:
         raise ReverieError(
@@ -108,17 +104,5 @@ def _load(task: str, endless: bool) -> Any:
     options: dict[str, Any] = {"random": 0}
     if endless:
         options["time_limit"] = float("inf")
-    with _hushed("absl"):
+    with hushed("absl"):
         return suite.load(*names[task], task_kwargs=options)
-
-
-@contextlib.contextmanager
-def _hushed(name: str) -> Iterator[None]:
-    """Without the warnings of one logger (deprecated attributes in models that are not ours)."""
-    logger = logging.getLogger(name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

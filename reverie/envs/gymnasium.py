@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from reverie.envs.base import Env, after, check_action, first
+from reverie.envs.base import Env, after, check_action, first, hushed
 from reverie.envs.pixels import MuJoCoCamera, choose_gl, choose_sdl, preset
 from reverie.types import ActionSpace, ReverieError, Space, Step
 
@@ -145,11 +145,11 @@ class Gymnasium(Env):
         self.env.close()
 
 
-def make(name: str, *, time_limit: int | None = None, **drawing: Any) -> Gymnasium:
+def make(name: str, *, endless: bool = False, **drawing: Any) -> Gymnasium:
     """The environment registered with Gymnasium as ``name``, able to draw itself where it can.
 
-    With ``time_limit`` its registered limit is left out; the caller sets one. Raises ``ReverieError`` for
-    unknown names, with close ones, and for packages that are missing.
+    ``endless`` leaves its registered time limit out. Raises ``ReverieError`` for unknown names, with close
+    ones, and for packages that are missing.
     """
     choose_sdl()
     choose_gl()
@@ -158,10 +158,10 @@ def make(name: str, *, time_limit: int | None = None, **drawing: Any) -> Gymnasi
     try:
         if module:
             importlib.import_module(module)
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), hushed("absl"):
             warnings.simplefilter("ignore")
             options: dict[str, Any] = {"disable_env_checker": True}
-            if time_limit is not None:
+            if endless:
                 options["max_episode_steps"] = -1
             if "rgb_array" in _render_modes(gymnasium.spec(plain)):
                 options["render_mode"] = "rgb_array"
@@ -200,15 +200,23 @@ def _extra(plain: str) -> str:
 
 
 def _viewpoint(world: Any, camera: int | str | None) -> Any:
-    """The camera asked for, else "track" where the model has it, else the environment's own free camera."""
+    """The camera asked for, else "track" where the model has it, else the environment's own free camera.
+
+    That one looks at the middle of all shapes; here of the model at rest, so that pictures do not depend on
+    the episode that was drawn first.
+    """
     import mujoco
 
     if camera is not None:
         return camera
     if mujoco.mj_name2id(world.model, mujoco.mjtObj.mjOBJ_CAMERA, "track") >= 0:
         return "track"
+    rest = mujoco.MjData(world.model)
+    mujoco.mj_forward(world.model, rest)
     free = mujoco.MjvCamera()
-    mujoco.mjv_defaultFreeCamera(world.model, free)
+    free.type = mujoco.mjtCamera.mjCAMERA_FREE
+    free.lookat[:] = np.median(rest.geom_xpos, axis=0)
+    free.distance = world.model.stat.extent
     settings = getattr(getattr(world, "mujoco_renderer", None), "default_cam_config", None) or {}
     for key, value in settings.items():
         if isinstance(value, np.ndarray):

@@ -153,7 +153,7 @@ def resize(image: np.ndarray, size: int) -> np.ndarray:
     height, width, channels = image.shape
     if (height, width) == (size, size):
         return image
-    if channels in (3, 4):
+    if channels == 3:  # not 4, which Pillow would take for transparency
         return np.array(_shrink(image, size))
     return np.stack([np.asarray(_shrink(image[..., c], size)) for c in range(channels)], axis=-1)
 
