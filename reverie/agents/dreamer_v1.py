@@ -44,6 +44,7 @@ from reverie.nets import MLP, GRUCell
 from reverie.ops.returns import imagination_weights, lambda_returns
 from reverie.optim import Optimizer, step
 from reverie.types import ActionSpace, Batch, Media, Metrics, Mode, ObsSpace
+from reverie.when import linear
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class Config:
     exploration_noise: float = 0.3  # std of the Gaussian added to continuous actions (App. A)
     epsilon_start: float = 0.4  # random discrete actions (App. A)
     epsilon_end: float = 0.1
-    epsilon_updates: int = 200_000
+    epsilon_updates: int = 150_000  # until epsilon_end; the released code's slope, the paper says 200,000
 
     # Optimisers (App. A)
     model_lr: float = 6e-4
@@ -220,8 +221,7 @@ class DreamerV1:
             action = dist.sample(generator)
             noise = torch.randn(action.shape, generator=generator, device=action.device)
             return (action + c.exploration_noise * noise).clamp(-1.0, 1.0)
-        done = min(self.updates / c.epsilon_updates, 1.0)
-        epsilon = c.epsilon_start + done * (c.epsilon_end - c.epsilon_start)
+        epsilon = linear(c.epsilon_start, c.epsilon_end, c.epsilon_updates)(self.updates)
         greedy, uniform = dist.draw(generator), OneHot(torch.zeros_like(dist.log_probs), dist.groups)
         random = uniform.draw(generator)
         shape = (*greedy.shape[:-1], len(dist.groups))
