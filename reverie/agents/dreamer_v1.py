@@ -73,6 +73,7 @@ class Config:
     free_nats: float = 3.0  # KL below this is free (Eq. 10)
     free_nats_each: bool = False  # True: subtracted from every element's KL; False: floor under their mean
     reward_transform: Literal["none", "tanh"] = "none"  # tanh for discrete tasks (App. A)
+    reward_scale: float = 1.0  # what rewards are multiplied by before they are learned
     cont: bool = False  # learn when episodes end (App. A, "early termination")
     cont_layers: int = 3
     cont_scale: float = 10.0
@@ -175,7 +176,7 @@ class DreamerV1:
             self.rssm,
             self.encoder,
             self.decoder,
-            self.reward,
+            lambda feat: self.reward(feat) / self.config.reward_scale,
             None if cont is None else lambda feat: torch.sigmoid(cont(feat)) / self.config.discount,
             self.scale,
             self.unscale,
@@ -333,7 +334,7 @@ def model_loss(
     """
     c = agent.config
     losses = {key: dist.loss(obs[key]).mean() for key, dist in agent.decoder(feat).items()}
-    reward = torch.tanh(batch.reward) if c.reward_transform == "tanh" else batch.reward
+    reward = c.reward_scale * (torch.tanh(batch.reward) if c.reward_transform == "tanh" else batch.reward)
     losses["reward"] = UnitNormal(agent.reward(feat)).loss(reward).mean()
     if agent.cont is not None:
         goes_on = c.discount * (1.0 - batch.is_terminal.float())  # a soft label: the head's mean contains gamma
