@@ -7,7 +7,8 @@
   tensor file, and a SHA-256 of the tree itself.
 
 It is written under a temporary name beside its place, synced, then renamed: a directory with a number for
-a name is whole. Older ones are removed only after that. Saving the same step again adds ``000012345.1``.
+a name is whole. Only after that all but the ``keep`` before it are removed, and any of later steps (the run
+has gone back behind them). Saving the same step again adds ``000012345.1``.
 
 What comes back is what went in: tensors (on the CPU, detached, each with memory of its own), numpy arrays
 and numpy scalars with their dtypes, dicts with their keys (strings, numbers, tuples), lists as lists, tuples
@@ -154,8 +155,9 @@ def _order(match: re.Match) -> tuple[int, int]:
 
 
 def _remove_old(folder: Path, newest: Path, keep: int) -> None:
-    older = [path for path in paths(folder) if path != newest]
-    for path in older[: max(0, len(older) + 1 - keep)]:
+    found = paths(folder)
+    end = found.index(newest) + 1
+    for path in found[: max(0, end - keep)] + found[end:]:  # later ones are of a future that was given up
         shutil.rmtree(path, ignore_errors=True)
     for path in folder.glob(".writing-*"):  # of processes that were killed while writing
         shutil.rmtree(path, ignore_errors=True)
@@ -189,13 +191,22 @@ def _encode(value: Any, place: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Mapping):
         if all(isinstance(key, str) and not key.startswith("$") for key in value):
             return {key: inner(key, item) for key, item in value.items()}
-        return {
-            "$dict": [[_encode(key, f"{place}/key", {}), inner(key, item)] for key, item in value.items()]
-        }
+        return {"$dict": [[_key(key, place), inner(key, item)] for key, item in value.items()]}
     raise ReverieError(
         f"checkpoint: {place!r} is a {type(value).__name__}, which can not be saved; "
         f"put tensors, arrays, numbers, strings, lists, tuples and dicts there"
     )
+
+
+def _key(key: Any, place: str) -> Any:
+    """The JSON form of a dict's key."""
+    inside: dict[str, Tensor] = {}
+    form = _encode(key, f"{place}/key", inside)
+    if inside:
+        raise ReverieError(
+            f"checkpoint: {place!r} has a tensor for a key; use strings, numbers or tuples of them"
+        )
+    return form
 
 
 def _put(tensor: Tensor, place: str, tensors: dict[str, Tensor]) -> str:

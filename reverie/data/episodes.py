@@ -60,8 +60,8 @@ def check(episode: Episode, name: str = "an episode") -> None:
     first, last = np.flatnonzero(episode["is_first"]), np.flatnonzero(episode["is_last"])
     if first.tolist() != [0] or last.tolist() != [rows - 1]:
         raise ReverieError(
-            f"{name} should be first at row 0 and last at row {rows - 1} only, and is first at {first.tolist()} "
-            f"and last at {last.tolist()}; cut it there"
+            f"{name} should be first at row 0 and last at row {rows - 1} only, and is first at "
+            f"{first.tolist()} and last at {last.tolist()}; cut it there"
         )
 
 
@@ -70,9 +70,8 @@ def save(folder: Path, episode: Episode) -> Path:
     check(episode)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    number = (
-        max((int(match[1]) for match in map(NAME.fullmatch, os.listdir(folder)) if match), default=-1) + 1
-    )
+    numbers = [int(match[1]) for match in map(NAME.fullmatch, os.listdir(folder)) if match]
+    number = max(numbers, default=-1) + 1
     path = folder / f"{number:06d}-{len(episode['reward']) - 1}.npz"
     temporary = path.with_suffix(f".writing-{os.getpid()}")
     try:

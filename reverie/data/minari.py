@@ -91,7 +91,8 @@ class _Repeat(gymnasium.Env):
         t, self.now = self.now, self.now + 1
         terminated = bool(self.episode.terminations[t])
         truncated = bool(self.episode.truncations[t]) or self.now == len(self.episode.rewards)
-        return _at(self.episode.observations, self.now), self.episode.rewards[t], terminated, truncated, {}
+        reward = float(self.episode.rewards[t])
+        return _at(self.episode.observations, self.now), reward, terminated, truncated, {}
 
 
 def _rows(dataset: Any, repeat: _Repeat, env: Gymnasium) -> Iterator[Episode]:
