@@ -7,11 +7,13 @@ used by Ha & Schmidhuber 2018), sixty-four pixels to a side.
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from reverie.types import ReverieError
 
@@ -25,14 +27,18 @@ def glorot_(module: nn.Module, generator: torch.Generator | None = None) -> nn.M
 
     Fans are counted as Keras does, k*k*channels for plain and transposed convolutions alike.
     """
-    for name, parameter in module.named_parameters():
-        if parameter.ndim < 2:
-            nn.init.zeros_(parameter)
-        elif "recurrent" in name:
-            for gate in parameter.data.chunk(3):
-                nn.init.orthogonal_(gate, generator=generator)
-        else:
-            nn.init.xavier_uniform_(parameter, generator=generator)
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            if parameter.ndim < 2:
+                nn.init.zeros_(parameter)
+            elif name.startswith(("recurrent", "weight_hh")):
+                nn.init.orthogonal_(parameter, generator=generator)
+            elif isinstance(layer, Conv | Deconv):
+                out, height, width, into = parameter.shape
+                bound = (6 / (height * width * (out + into))) ** 0.5
+                nn.init.uniform_(parameter, -bound, bound, generator=generator)
+            else:
+                nn.init.xavier_uniform_(parameter, generator=generator)
     return module
 
 
@@ -79,6 +85,36 @@ def _check_side(shape: tuple[int, ...], who: str) -> None:
         )
 
 
+class Conv(nn.Module):
+    """A convolution of stride 2 without padding on "n h w c" images; weight "o k k i", bias "o"."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, kernel, kernel, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs))
+        glorot_(self)
+
+    def forward(self, x: Float[Tensor, "n h w i"]) -> Float[Tensor, "n h2 w2 o"]:
+        if _ours(x):
+            return _Conv.apply(x, self.weight, self.bias)
+        return _nhwc(F.conv2d(_nchw(x), _nchw(self.weight), self.bias, 2))
+
+
+class Deconv(nn.Module):
+    """A transposed convolution of stride 2 on "n h w c": h -> 2h + k - 2; weight "i k k o", bias "o"."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(inputs, kernel, kernel, outputs))
+        self.bias = nn.Parameter(torch.empty(outputs))
+        glorot_(self)
+
+    def forward(self, x: Float[Tensor, "n h w i"]) -> Float[Tensor, "n h2 w2 o"]:
+        if _ours(x):
+            return _Deconv.apply(x, self.weight, self.bias)
+        return _nhwc(F.conv_transpose2d(_nchw(x), _nchw(self.weight), self.bias, 2))
+
+
 class ImageEncoder(nn.Module):
     """Four convolutions, kernel 4, stride 2, no padding: 64 -> 31 -> 14 -> 6 -> 2 pixels to a side.
 
@@ -90,52 +126,130 @@ class ImageEncoder(nn.Module):
         _check_side(shape, "ImageEncoder")
         self.shape, self.embed = tuple(shape), 32 * depth
         widths = [shape[2], depth, 2 * depth, 4 * depth, 8 * depth]
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 4, 2) for a, b in pairwise(widths)).to(
-            memory_format=torch.channels_last
-        )  # type: ignore[call-overload]
+        self.convs = nn.ModuleList(Conv(a, b, 4) for a, b in pairwise(widths))
         self.act = _activation(act)
-        glorot_(self)
 
     def forward(self, image: Float[Tensor, "*B h w c"]) -> Float[Tensor, "*B E"]:
-        x = image.reshape(-1, *self.shape).permute(0, 3, 1, 2)
+        x = image.reshape(-1, *self.shape)
         for conv in self.convs:
             x = self.act(conv(x))
-        return x.permute(0, 2, 3, 1).reshape(*image.shape[:-3], self.embed)
+        return x.reshape(*image.shape[:-3], self.embed)
 
 
 class ImageDecoder(nn.Module):
-    """A linear layer to 32 * depth, then four transposed convolutions: 1 -> 5 -> 13 -> 30 -> 64 pixels.
-
-    The first of these sees one pixel, so it is a linear layer too; its weight "i (h w o)" is kept as one.
-    """
+    """A linear layer to 32 * depth, then four transposed convolutions: 1 -> 5 -> 13 -> 30 -> 64 pixels."""
 
     def __init__(self, feat: int, shape: tuple[int, ...], depth: int = 32, act: Act = F.relu) -> None:
         super().__init__()
         _check_side(shape, "ImageDecoder")
-        self.shape, self.depth = tuple(shape), depth
+        self.shape = tuple(shape)
         self.dense = nn.Linear(feat, 32 * depth)
-        self.first = nn.Linear(32 * depth, 25 * 4 * depth, bias=False)
-        self.first_bias = nn.Parameter(torch.zeros(4 * depth))
-        self.deconvs = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(4 * depth, 2 * depth, 5, 2),
-                nn.ConvTranspose2d(2 * depth, depth, 6, 2),
-                nn.ConvTranspose2d(depth, shape[2], 6, 2),
-            ]
-        ).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        widths = [32 * depth, 4 * depth, 2 * depth, depth, shape[2]]
+        layers = [Deconv(a, b, k) for (a, b), k in zip(pairwise(widths), (5, 5, 6, 6), strict=True)]
+        self.first, self.deconvs = layers[0], nn.ModuleList(layers[1:])
         self.act = _activation(act)
-        glorot_(self)
-        # As a convolution its fans are 25 * (32 + 4) * depth, not a linear layer's (32 + 100) * depth.
-        bound = (6 / (25 * 36 * depth)) ** 0.5
-        nn.init.uniform_(self.first.weight, -bound, bound)
+        glorot_(self.dense)
 
     def forward(self, feat: Float[Tensor, "*B F"]) -> Float[Tensor, "*B h w c"]:
-        x = self.first(self.dense(feat.reshape(-1, feat.shape[-1])))
-        x = x.view(-1, 5, 5, 4 * self.depth) + self.first_bias
-        x = x.permute(0, 3, 1, 2)
+        x = self._first(feat.reshape(-1, feat.shape[-1]))
         for deconv in self.deconvs:
             x = deconv(self.act(x))
-        return x.permute(0, 2, 3, 1).reshape(*feat.shape[:-1], *self.shape)
+        return x.reshape(*feat.shape[:-1], *self.shape)
+
+    def _first(self, feat: Float[Tensor, "n F"]) -> Float[Tensor, "n 5 5 o"]:
+        """The dense layer and the first transposed convolution, which sees one pixel: two linear maps in a
+        row. For many images it is cheaper to multiply the two matrices first."""
+        kernel, bias = self.first.weight.flatten(1), self.first.bias.repeat(25)
+        n, (inner, inputs), outputs = len(feat), self.dense.weight.shape, kernel.shape[1]
+        if n * inner * (inputs + outputs) < n * inputs * outputs + inputs * inner * outputs:
+            x = torch.addmm(bias, self.dense(feat), kernel)
+        else:
+            bias = torch.addmv(bias, kernel.t(), self.dense.bias)
+            x = torch.addmm(bias, feat, self.dense.weight.t() @ kernel)
+        return x.view(n, 5, 5, -1)
+
+
+# What follows is the same arithmetic as torch.nn's, arranged for a CPU; benchmarks/layers.py measures it.
+
+
+def _ours(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _nchw(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2)
+
+
+def _nhwc(x: Tensor) -> Tensor:
+    return x.permute(0, 2, 3, 1)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """Two neighbouring columns as one of twice the channels: a view, and one stride less to walk."""
+    n, h, w, c = x.shape
+    return _nchw(x.view(n, h, w // 2, 2 * c))
+
+
+def _conv_grads(
+    grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of a convolution to its input, if wanted, and to its weight; all tensors "n h w c"."""
+    even = x.shape[2] % 2 == 0 and weight.shape[2] % 2 == 0
+    view, stride = (_pairs, [2, 1]) if even else (_nchw, [2, 2])
+    plain = (stride, [0, 0], [1, 1], False, [0, 0], 1)  # no padding, dilation, transposition or groups
+    gx, gw, _ = torch.ops.aten.convolution_backward(
+        _nchw(grad), view(x), view(weight), None, *plain, [wants_x, True, False]
+    )
+    return _nhwc(gx).reshape(x.shape) if wants_x else None, _nhwc(gw).reshape(weight.shape)
+
+
+def _bias_grad(grad: Tensor) -> Tensor:
+    rows = grad.view(len(grad) * grad.shape[1], -1).sum(0)  # long rows add fast, three channels would not
+    return rows.view(-1, grad.shape[-1]).sum(0)
+
+
+class _Conv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        return _nhwc(F.conv2d(_nchw(x), _nchw(weight), bias, 2)).detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        return *_conv_grads(grad, x, weight, ctx.needs_input_grad[0]), _bias_grad(grad)
+
+
+class _Deconv(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x, weight)
+        (n, s, _, i), (_, k, _, o) = x.shape, weight.shape
+        side = 2 * s + k - 2
+        if k % 2:
+            return _nhwc(F.conv_transpose2d(_nchw(x), _nchw(weight), bias, 2)).detach()
+        if o >= 8:
+            y = F.conv_transpose2d(_nchw(x), _pairs(weight), bias.repeat(2), (2, 1))
+            return _nhwc(y).reshape(n, side, side, o).detach()
+        # Few channels: all four phases of the output as the channels of one plain convolution.
+        taps = weight.view(i, k // 2, 2, k // 2, 2, o).flip(1, 3)
+        taps = taps.permute(2, 4, 5, 1, 3, 0).reshape(4 * o, k // 2, k // 2, i)
+        y = _nhwc(F.conv2d(_nchw(x), _nchw(taps), bias.repeat(4), padding=k // 2 - 1))
+        return y.reshape(n, side // 2, side // 2, 2, 2 * o).transpose(2, 3).reshape(n, side, side, o)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        even = weight.shape[1] % 2 == 0
+        view, stride = (_pairs, (2, 1)) if even else (_nchw, (2, 2))
+        gx = _nhwc(F.conv2d(view(grad), view(weight), None, stride)) if ctx.needs_input_grad[0] else None
+        return gx, _conv_grads(x, grad, weight, False)[1], _bias_grad(grad)
 
 
 class GRUCell(nn.Module):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reverie.nets import MLP, GRUCell, ImageDecoder, ImageEncoder, glorot_
+from reverie.nets import MLP, Conv, Deconv, GRUCell, ImageDecoder, ImageEncoder, glorot_
 from reverie.types import ReverieError
 
 
@@ -27,17 +27,15 @@ def scatter_biases(module: nn.Module) -> None:
 def stock_encoder(encoder: ImageEncoder, image: torch.Tensor) -> torch.Tensor:
     x = image.permute(0, 3, 1, 2).contiguous()
     for conv in encoder.convs:
-        x = F.relu(F.conv2d(x, conv.weight, conv.bias, stride=2))
+        x = F.relu(F.conv2d(x, conv.weight.permute(0, 3, 1, 2), conv.bias, stride=2))
     return x.permute(0, 2, 3, 1).flatten(1)
 
 
 def stock_decoder(decoder: ImageDecoder, feat: torch.Tensor) -> torch.Tensor:
-    depth = decoder.depth
-    kernel = decoder.first.weight.view(5, 5, 4 * depth, 32 * depth).permute(3, 2, 0, 1)
-    x = F.linear(feat, decoder.dense.weight, decoder.dense.bias)[:, :, None, None]
-    x = F.conv_transpose2d(x, kernel, decoder.first_bias, stride=2)
-    for deconv in decoder.deconvs:
-        x = F.conv_transpose2d(F.relu(x), deconv.weight, deconv.bias, stride=2)
+    x = decoder.dense(feat)[:, :, None, None]
+    for i, deconv in enumerate([decoder.first, *decoder.deconvs]):
+        x = F.relu(x) if i else x
+        x = F.conv_transpose2d(x, deconv.weight.permute(0, 3, 1, 2), deconv.bias, stride=2)
     return x.permute(0, 2, 3, 1)
 
 
@@ -160,14 +158,15 @@ def test_glorot_bounds_and_zeros():
         assert (layer.bias == 0).all()
 
 
-def test_decoders_first_layer_has_the_fans_of_a_convolution():
-    bound = (6 / (25 * (1024 + 128))) ** 0.5
-    assert 0.99 * bound < ImageDecoder(8, (64, 64, 3)).first.weight.abs().max() <= bound
+@pytest.mark.parametrize("layer", [Conv(5, 8, 4), Deconv(8, 5, 4)])
+def test_our_kernels_have_the_fans_of_a_convolution(layer):
+    bound = (6 / (16 * 13)) ** 0.5
+    assert 0.95 * bound < layer.weight.abs().max() <= bound
 
 
 def test_recurrent_kernels_are_orthogonal():
-    for gate in GRUCell(5, 6).recurrent.chunk(3):
-        assert torch.allclose(gate @ gate.T, torch.eye(6), atol=1e-5)
+    recurrent = GRUCell(5, 6).recurrent
+    assert torch.allclose(recurrent.T @ recurrent, torch.eye(6), atol=1e-5)
 
 
 def test_same_generator_same_weights():
