@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -21,7 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from reverie.media import atomic
 from reverie.reproduce import statistics
-from reverie.reproduce.runs import read_metrics, series
+from reverie.reproduce.runs import read_config, read_json, read_metrics, series, short
 from reverie.types import ReverieError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#AA4499", "#E69F00", "#56B4E9", "#6B4C2A", "#555555")
@@ -104,8 +105,9 @@ def plot(
     published: Sequence[Line] = (),
     title: str = "",
     ylabel: str = "return",
+    formats: Sequence[str] = (".svg", ".png"),
 ) -> list[Path]:
-    """Draw the run folders under each name as one arm, and write ``path`` as .svg and .png; returns both.
+    """Draw the run folders under each name as one arm, and write ``path``.svg and ``path``.png; returns them.
 
     Raises ``ReverieError`` if no run has ``key``.
     """
@@ -117,7 +119,43 @@ def plot(
         axes = figure.add_subplot()
         draw(axes, arms, random=random, published=published)
         axes.set(title=title, ylabel=ylabel)
-        return save(figure, path)
+        return save(figure, path, formats)
+
+
+def plot_runs(
+    runs: Sequence[str | Path], out: str | Path = "curves.png", metric: str = "eval/return"
+) -> Path:
+    """Draw run folders, runs of one agent on one task as seeds of one arm; returns ``out``, .png or .svg.
+
+    The random policy's line is the mean of the runs' own evaluations of it, if all runs are on one task.
+    """
+    out = Path(out)
+    if out.suffix not in (".png", ".svg"):
+        raise ReverieError(f"a figure is a .png or an .svg, got {out}; change its ending")
+    arms: dict[str, list[str | Path]] = {}
+    tasks, chance = set(), []
+    for run in runs:
+        about = read_config(run)
+        tasks.add(about.get("env"))
+        arms.setdefault(f"{about.get('agent', Path(run).name)} {about.get('env', '')}".strip(), []).append(
+            run
+        )
+        mean = (read_json(Path(run) / "evaluation.json").get("random") or {}).get("mean")
+        chance += [float(mean)] if isinstance(mean, int | float) else []
+    alone = len(tasks) == 1
+    named = {short(name.split(" ")[0]) if alone else name: folders for name, folders in arms.items()}
+    random = float(np.mean(chance)) if alone and chance and metric.endswith("/return") else None
+    title = str(tasks.pop() or "") if alone else ""
+    plot(
+        named,
+        out.with_suffix(""),
+        key=metric,
+        random=random,
+        title=title,
+        ylabel=metric,
+        formats=(out.suffix,),
+    )
+    return out
 
 
 def draw(
@@ -176,18 +214,14 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     if not ends:
         return
     low, high = axes.get_ylim()
-    least = 0.068 * 3.0 / max(axes.get_position().height * axes.figure.get_figheight(), 0.5)  # type: ignore[union-attr]
+    inches = axes.get_position().height * axes.figure.get_figheight()  # type: ignore[union-attr]
+    line = 0.16 / max(inches, 0.5)
     wanted = sorted(((y - low) / (high - low), text, colour) for y, text, colour in ends)
-    places: list[float] = []
-    for height, text, _ in wanted:
-        tall = least * (1 + text.count("\n"))
-        places.append(max(height, places[-1] + tall) if places else height)
-    # what was pushed up too far comes down again, pushing the ones below it
-    shift = min(0.0, 1.0 - places[-1]) / 2 if len(places) > 1 else 0.0
-    for (_, text, colour), place in zip(wanted, places, strict=True):
+    heights = apart([w for w, _, _ in wanted], [line * (1 + text.count("\n")) for _, text, _ in wanted])
+    for (_, text, colour), height in zip(wanted, heights, strict=True):
         axes.annotate(
             text,
-            (1.015, place + shift),
+            (1.015, height),
             xycoords="axes fraction",
             va="center",
             color=colour,
@@ -197,14 +231,32 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
         )
 
 
-def save(figure: Figure, path: str | Path) -> list[Path]:
+def apart(places: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """The nearest places, in the least-squares sense, at which things of these sizes do not overlap.
+
+    ``places`` are increasing. Without the sizes it is isotonic regression: neighbours that collide form a
+    block around the mean of where they wanted to be.
+    """
+    gaps = [0.0, *((a + b) / 2 for a, b in pairwise(sizes))]
+    offsets = np.cumsum(gaps)
+    blocks: list[tuple[float, int]] = []  # (mean, members), to be kept increasing
+    for place, offset in zip(places, offsets, strict=True):
+        blocks.append((place - offset, 1))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (a, n), (b, m) = blocks[-2:]
+            blocks[-2:] = [((a * n + b * m) / (n + m), n + m)]
+    flat = [mean for mean, members in blocks for _ in range(members)]
+    return [float(mean + offset) for mean, offset in zip(flat, offsets, strict=True)]
+
+
+def save(figure: Figure, path: str | Path, formats: Sequence[str] = (".svg", ".png")) -> list[Path]:
     """Write the figure as ``path``.svg and ``path``.png, whole or not at all; undated, so that it diffs."""
     path = Path(path)
     written = []
-    for suffix, metadata in ((".svg", {"Date": None}), (".png", {"Software": None})):
+    for suffix in formats:
         target = path.with_name(path.name + suffix)
         with atomic(target) as temporary:
-            figure.savefig(temporary, metadata=metadata)
+            figure.savefig(temporary, metadata={"Date": None} if suffix == ".svg" else {"Software": None})
         written.append(target)
     return written
 

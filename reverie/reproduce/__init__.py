@@ -8,4 +8,15 @@ from reverie.reproduce import pixels as pixels
 from reverie.reproduce.claims import get_claim, list_claims
 from reverie.reproduce.runner import reproduce, write_results
 
-__all__ = ["get_claim", "list_claims", "reproduce", "write_results"]
+__all__ = ["get_claim", "list_claims", "reproduce", "table", "write_results"]
+
+
+def table() -> str:
+    """Every claim with its budgets and its sentence, as text for a terminal."""
+    rows = []
+    for claim in list_claims():
+        sizes = ", ".join(
+            f"{name} ({budget.seeds} seeds)" for name, budget in claim.budgets.items() if name != "debug"
+        )
+        rows.append(f"{claim.name}  [{claim.system}]  {sizes}\n    {claim.sentence}")
+    return "\n".join(rows)

@@ -11,35 +11,34 @@ from matplotlib.figure import Figure
 
 from reverie import plot
 from reverie.reproduce import statistics
-from reverie.reproduce.claims import Budget, Claim, Outcome, Sweep, Verdict
+from reverie.reproduce.claims import Budget, Claim, Outcome, Sweep
 from reverie.reproduce.runs import Run, Values, by_arm, pooled, short
 
 WORDS = {"holds": plot.COLOURS[2], "open": plot.QUIET, "fails": plot.COLOURS[1]}
 
 
 def draw(
-    claim: Claim, size: Budget, runs: Sequence[Run], found: Sequence[Outcome], judged: Verdict, out: Path
+    claim: Claim, size: Budget, runs: Sequence[Run], found: Sequence[Outcome], title: str, out: Path
 ) -> list[str]:
     """Write figure.svg and figure.png into ``out``; returns their names."""
     tasks = list(dict.fromkeys(task for run in runs for task in run.tasks if len(run.curve(task)[0])))
     sweeps = [s for s in claim.sweeps if sum(bool(_swept(s, runs)[arm]) for _, arm in s.arms) > 1]
-    panels = len(tasks) + 1 + len(sweeps)
-    columns = min(panels, 4 if panels > 6 else 2 if panels > 1 else 1)
+    panels = len(tasks) + len(sweeps)
+    columns = 1 if panels < 2 else 2 if panels < 7 else 4
     rows = -(-panels // columns)
+    heights = [3.2] * rows + [0.6 + 0.55 * max(len(found), 1)]
+    width = 7.4 if columns == 1 else 5.2 * columns
     with plot.style():
-        figure = Figure(figsize=(5.6 * columns, 3.3 * rows + 0.5), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr]
-        grid = list(np.atleast_1d(figure.subplots(rows, columns, squeeze=False)).ravel())
-        for axes in grid[panels:]:
-            axes.set_axis_off()
-        for axes, task in zip(grid, tasks, strict=False):
+        figure = Figure(figsize=(width, sum(heights) + 0.5), layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)  # type: ignore
+        grid = figure.add_gridspec(rows + 1, columns, height_ratios=heights)
+        places = [figure.add_subplot(grid[i // columns, i % columns]) for i in range(panels)]
+        for axes, task in zip(places, tasks, strict=False):
             _curves(axes, claim, size, runs, task)
-        _forest(grid[len(tasks)], found)
-        for axes, sweep in zip(grid[len(tasks) + 1 :], sweeps, strict=False):
+        for axes, sweep in zip(places[len(tasks) :], sweeps, strict=True):
             _sweep(axes, sweep, runs)
-        figure.suptitle(
-            f"{claim.name}: {judged}", x=0.012, ha="left", fontsize=12.5, fontweight="bold", color=plot.INK
-        )
+        _forest(figure.add_subplot(grid[rows, :]), found)
+        figure.suptitle(title, x=0.012, ha="left", fontsize=12.5, fontweight="bold", color=plot.INK)
         return [path.name for path in plot.save(figure, out / "figure")]
 
 
@@ -65,34 +64,39 @@ def _curves(axes: Axes, claim: Claim, size: Budget, runs: Sequence[Run], task: s
 
 
 def _forest(axes: Axes, found: Sequence[Outcome]) -> None:
-    """One row a comparison: its interval, and zero; each to its own scale, for their units differ."""
+    """One row a comparison: its words, its interval against zero, each to its own scale (units differ)."""
     axes.set_title("What the claim says is positive")
-    axes.axvline(0, color=plot.INK, lw=1)
+    rows = max(len(found), 1)
     for row, outcome in enumerate(reversed(found)):
         middle, low, high = outcome.interval
         known = [abs(v) for v in outcome.interval if np.isfinite(v)]
         reach = max(known, default=0.0) or 1.0
         colour = WORDS[outcome.verdict]
-        face = colour if outcome.counts else "white"
+        axes.plot([-1, 1], [row, row], color=plot.FAINT, lw=0.8, zorder=1)
         if np.isfinite([low, high]).all():
-            axes.plot([low / reach, high / reach], [row, row], color=colour, lw=2.4)
+            axes.plot([low / reach, high / reach], [row, row], color=colour, lw=2.6)
+        said = "not measured yet"
         if np.isfinite(middle):
-            axes.plot(middle / reach, row, "o", ms=7, mfc=face, mec=colour, mew=1.6)
-            said = f"{_figures(middle)}  ({_figures(low)} to {_figures(high)}) {outcome.unit}"
-        else:
-            said = "not measured yet"
-        said = f"{said}: {outcome.verdict}" + ("" if outcome.counts else ", not decisive")
-        axes.text(-1.1, row + 0.3, outcome.name, fontsize=8.5, fontweight="bold", va="center")
-        axes.text(1.1, row - 0.3, said, fontsize=8, color=colour, ha="right", va="center")
-    axes.set(xlim=(-1.15, 1.15), ylim=(-0.6, max(len(found), 1) - 0.4), yticks=[])
+            face = colour if outcome.counts else "white"
+            axes.plot(middle / reach, row, "o", ms=7, mfc=face, mec=colour, mew=1.6, zorder=3)
+            said = f"{_figures(middle)}, 95 % interval {_figures(low)} to {_figures(high)} {outcome.unit}"
+        axes.text(-4, row + 0.17, outcome.name, fontsize=8.5, fontweight="bold", va="center")
+        axes.text(-4, row - 0.2, said, fontsize=8, color=plot.QUIET, va="center")
+        axes.text(1.15, row, outcome.verdict, fontsize=8.5, fontweight="bold", color=colour, va="center")
+        if not outcome.counts:
+            axes.text(1.15, row - 0.35, "not decisive", fontsize=7.5, color=plot.QUIET, va="center")
+    axes.plot([0, 0], [-0.5, rows - 0.5], color=plot.INK, lw=1, zorder=2)
+    axes.set(xlim=(-4, 1.75), ylim=(-0.6, rows - 0.4), yticks=[])
     axes.set_xticks([0], ["0"])
-    axes.set_xlabel("difference with 95 % interval, each row to its own scale")
+    axes.tick_params(length=0)
     axes.grid(False)
     axes.spines[["left", "bottom"]].set_visible(False)
 
 
 def _figures(value: float) -> str:
-    return "?" if not np.isfinite(value) else f"{value:+.3g}"
+    if not np.isfinite(value):
+        return "?"
+    return f"{value:+,.0f}" if abs(value) >= 1000 else f"{value:+.3g}"
 
 
 def _swept(sweep: Sweep, runs: Sequence[Run]) -> dict[str, Values]:

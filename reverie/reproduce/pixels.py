@@ -171,7 +171,7 @@ register(
 PARTS: Mapping[str, Mapping[str, Any]] = {
     PLANET: {},
     "random shooting": {"planner": "shooting"},
-    "random collection": {"planner": "random"},
+    "random collection": {"random_collection": True},
     "deterministic model": {"model": "deterministic"},
     "stochastic model": {"model": "stochastic"},
 }

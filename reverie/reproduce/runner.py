@@ -5,8 +5,8 @@ equals. A finished run is never run twice, an unfinished one goes on where it st
 written anew after every run: a study may be interrupted at any moment and its page tells how many seeds it
 stands on.
 
-    runs/reproduce/NAME/BUDGET/ARM/ENV/seed-0      the run folders results/NAME/BUDGET/
-    README.md, summary.json, curves.json, figure.svg, figure.png
+    runs/reproduce/NAME/BUDGET/ARM/ENV/seed-0    the run folders, and beside each a note of what was asked for
+    results/NAME/BUDGET/                         README.md, summary.json, curves.json, figure.svg, figure.png
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from reverie.reproduce.claims import (
     outcomes,
     verdict,
 )
+from reverie.reproduce.dreams import predict
 from reverie.reproduce.runs import (
     FINAL_RETURN,
     MODEL_ERROR,
@@ -58,6 +59,7 @@ Train = Callable[[str, str, str, Path, int, dict[str, Any]], Any]
 Predict = Callable[[Path, int, int, int, int], tuple[np.ndarray, np.ndarray]]
 
 CONTEXT, LENGTH, EPISODES = 5, 50, 10  # the papers' open-loop protocol: 5 frames seen, 45 predicted
+EVALUATIONS = 10  # of a run, evenly spread
 POINTS = 200  # of a curve in curves.json
 
 
@@ -98,26 +100,26 @@ def reproduce(
     name: str,
     budget: str = "laptop",
     seeds: int | None = None,
-    folder: str | Path = ".",
+    runs: str | Path = "runs/reproduce",
+    results: str | Path = "results",
     train_fn: Train | None = None,
     predict_fn: Predict | None = None,
     console: Console | None = None,
 ) -> Path:
     """Run what is missing of claim ``name``, and return the folder of its results.
 
-    ``seeds`` replaces the budget's number. ``folder`` is where ``runs/`` and ``results/`` stand. ``train_fn``
-    and ``predict_fn`` default to the package's own. A run that breaks down is told in the results, tried
-    again at the next call, and keeps the claim from holding. Raises ``ReverieError`` if no run at all could
-    be finished.
+    ``seeds`` replaces the budget's number. ``train_fn`` and ``predict_fn`` default to the package's own. A
+    run that breaks down is told in the results, tried again at the next call, and keeps the claim from
+    holding. Raises ``ReverieError`` if no run at all could be finished.
     """
     claim = get_claim(name)
     size = claim.budget(budget)
     seeds = size.seeds if seeds is None else seeds
     if seeds < 1:
         raise ReverieError(f"a claim needs at least one seed, got {seeds}; leave it out for {size.seeds}")
-    console, folder = console or Console(), Path(folder)
+    console = console or Console()
     console.print(f"[bold]{claim.name}[/] ({claim.system}, {budget}): {claim.sentence}", highlight=False)
-    planned = list(plan(claim, budget, seeds, folder))
+    planned = list(plan(claim, budget, seeds, Path(runs)))
     failures: list[Failure] = []
     for number, run in enumerate(planned, 1):
         title = f"{run.arm.name}, {run.env}, seed {run.seed}"
@@ -139,18 +141,18 @@ def reproduce(
             continue
         console.print(f"  done in {_duration(seconds)}", highlight=False)
         if number < len(planned):
-            write_results(name, budget, seeds, folder, failures)
+            write_results(name, budget, seeds, runs, results, failures)
     if not any(_finished(run, size.preset) for run in planned):
         why = f"the first broke down with {failures[0].error}" if failures else "the same command goes on"
         raise ReverieError(f"no run of '{name}' is finished yet; {why}")
-    results = write_results(name, budget, seeds, folder, failures)
-    _tell(console, read_json(results / "summary.json"), results)
-    return results
+    out = write_results(name, budget, seeds, runs, results, failures)
+    _tell(console, read_json(out / "summary.json"), out)
+    return out
 
 
-def plan(claim: Claim, budget: str, seeds: int, folder: Path) -> Iterator[Planned]:
+def plan(claim: Claim, budget: str, seeds: int, runs: Path) -> Iterator[Planned]:
     """All runs, seed by seed: a study cut short has as many seeds of any arm as of another, or one less."""
-    root = folder / "runs" / "reproduce" / claim.name / budget
+    root = runs / claim.name / budget
     for seed in range(seeds):
         for arm in claim.budget(budget).arms:
             for env in arm.envs if seed < (seeds if arm.seeds is None else arm.seeds) else ():
@@ -168,7 +170,7 @@ def _train(run: Planned, preset: str, train_fn: Train | None) -> float:
     overrides = {**run.overrides, "steps": run.arm.env_steps}
     start = time.perf_counter()
     try:
-        (train_fn or _own_train())(run.arm.agent, run.env, preset, run.folder, run.seed, overrides)
+        (train_fn or _train_here)(run.arm.agent, run.env, preset, run.folder, run.seed, overrides)
     finally:
         seconds = before.get("seconds", 0.0) + time.perf_counter() - start
         _write(run.note, {"asked": asked, "finished": False, "seconds": seconds})
@@ -180,7 +182,7 @@ def _train(run: Planned, preset: str, train_fn: Train | None) -> float:
 
 
 def _predict(run: Planned, predict_fn: Predict | None) -> None:
-    truth, told = (predict_fn or _own_predict())(run.folder, CONTEXT, LENGTH, EPISODES, run.seed)
+    truth, told = (predict_fn or predict)(run.folder, CONTEXT, LENGTH, EPISODES, run.seed)
     if truth.shape != told.shape or truth.ndim != 5 or truth.shape[1] <= CONTEXT:
         raise ReverieError(
             f"an open-loop prediction is two arrays 'n t h w c' with t > {CONTEXT}, got {truth.shape} and "
@@ -190,20 +192,14 @@ def _predict(run: Planned, predict_fn: Predict | None) -> None:
         np.savez_compressed(temporary, truth=truth, prediction=told, context=CONTEXT)
 
 
-def _own_train() -> Train:
-    try:
-        from reverie import train
-    except ImportError as error:
-        raise ReverieError("this installation cannot train (no reverie.train); pass it in") from error
-    return train
+def _train_here(
+    agent: str, env: str, preset: str, run_dir: Path, seed: int, overrides: dict[str, Any]
+) -> None:
+    """The package's own training, evaluated often enough for a curve."""
+    from reverie import train
 
-
-def _own_predict() -> Predict:
-    try:
-        from reverie import predict
-    except ImportError as error:
-        raise ReverieError("this installation cannot predict (no reverie.predict); pass it in") from error
-    return predict
+    every = max(1, overrides["steps"] // EVALUATIONS)
+    train(agent, env, preset, run_dir, **{"seed": seed, "eval_every": every, **overrides})
 
 
 def _asked(run: Planned, preset: str) -> dict[str, Any]:
@@ -228,7 +224,8 @@ def write_results(
     name: str,
     budget: str = "laptop",
     seeds: int | None = None,
-    folder: str | Path = ".",
+    runs: str | Path = "runs/reproduce",
+    results: str | Path = "results",
     failures: Sequence[Failure] = (),
 ) -> Path:
     """Judge the finished runs of a claim and write its results; trains nothing. Returns their folder."""
@@ -237,22 +234,23 @@ def write_results(
     claim = get_claim(name)
     size = claim.budget(budget)
     seeds = size.seeds if seeds is None else seeds
-    planned = list(plan(claim, budget, seeds, Path(folder)))
-    runs = [
+    planned = list(plan(claim, budget, seeds, Path(runs)))
+    done = [
         Run(p.arm.name, p.env, p.seed, p.folder, float(read_json(p.note).get("seconds", 0.0)))
         for p in planned
         if _finished(p, size.preset)
     ]
-    if not runs:
-        raise ReverieError(f"'{name}' has no finished run under {folder} at budget '{budget}'; run it first")
-    found = [outcome for comparison in claim.comparisons for outcome in outcomes(comparison, runs)]
-    out = Path(folder) / "results" / name / budget
-    summary = summarise(claim, budget, seeds, planned, runs, found, failures)
+    if not done:
+        raise ReverieError(f"'{name}' has no finished run under {runs} at budget '{budget}'; run it first")
+    found = [outcome for comparison in claim.comparisons for outcome in outcomes(comparison, done)]
+    out = Path(results) / name / budget
+    summary = summarise(claim, budget, seeds, planned, done, found, failures)
     _write(out / "summary.json", summary)
-    _write(out / "curves.json", {"claim": name, "budget": budget, "runs": [_curve(run) for run in runs]})
-    pictures = list(figure.draw(claim, size, runs, found, summary["verdict"], out))
+    _write(out / "curves.json", {"claim": name, "budget": budget, "runs": [_curve(run) for run in done]})
+    title = f"{name}: {summary['verdict']}  ({summary['seeds']} seeds, {budget} budget)"
+    pictures = figure.draw(claim, size, done, found, title, out)
     if claim.films:
-        pictures += _film(runs, out)
+        pictures += _film(done, out)
     with atomic(out / "README.md") as temporary:
         temporary.write_text(page.render(claim, summary, found, pictures), "utf-8")
     return out

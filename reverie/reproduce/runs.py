@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
+import yaml
 
 Row = dict[str, Any]
 Values = dict[str, list[float]]  # a task, or another stratum, to its values, one per run or episode
@@ -45,6 +46,15 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """A run folder's ``config.yaml``; empty if it is missing or cannot be read."""
+    try:
+        value = yaml.safe_load((Path(folder) / "config.yaml").read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def series(rows: Sequence[Row], key: str, against: str = "env_steps") -> tuple[np.ndarray, np.ndarray]:
     """Two float arrays: where ``key`` was logged, and what; finite numbers only, ``against`` increasing."""
     xs: list[float] = []
@@ -60,7 +70,7 @@ def series(rows: Sequence[Row], key: str, against: str = "env_steps") -> tuple[n
     return np.array(xs), np.array(ys)
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -137,13 +147,16 @@ def _random_return(run: Run) -> Values:
 
 
 def _seconds_per_env_step(run: Run) -> Values:
+    """Acting and learning, from the first update on; stretches that hold an evaluation are left out."""
     rows = [row for row in run.rows if _number(row.get("seconds")) and _number(row.get("env_steps"))]
+    rows = [row for row in rows if row.get("updates") != 0]
     if len(rows) < 2:
         return {}
-    # A run that went on may have started its clock anew, so only what the clock gained is counted.
     ticks = np.diff([float(row["seconds"]) for row in rows])
     steps = np.diff([float(row["env_steps"]) for row in rows])
     counted = (ticks > 0) & (steps > 0)
+    quiet = counted & ["eval/length" not in row for row in rows[1:]]
+    counted = quiet if quiet.any() else counted
     return {run.env: [float(ticks[counted].sum() / steps[counted].sum())]} if counted.any() else {}
 
 
