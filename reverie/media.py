@@ -154,13 +154,16 @@ def open_loop(
 def grid(
     videos: Sequence[UInt8[np.ndarray, "_ _ _ _"]], columns: int | None = None
 ) -> UInt8[np.ndarray, "t h w 3"]:
-    """n videos side by side, row by row; shorter ones hold their last frame, smaller ones stand on white."""
+    """n videos side by side, row by row; shorter ones hold their last frame, smaller ones stand on white.
+
+    Without ``columns`` the sheet comes out about half as wide again as high, with few places left empty.
+    """
     if not videos:
         raise ReverieError("a grid needs at least one video, got none; pass a list of uint8 arrays 't h w c'")
     clips = [_rgb(v) for v in videos]
-    columns = columns or int(np.ceil(np.sqrt(len(clips))))
-    rows = -(-len(clips) // columns)
     t, h, w = (max(c.shape[i] for c in clips) for i in range(3))
+    columns = columns or _landscape(len(clips), h, w)
+    rows = -(-len(clips) // columns)
     pad = 2
     sheet = np.full((t, rows * (h + pad) - pad, columns * (w + pad) - pad, 3), 255, np.uint8)
     for i, clip in enumerate(clips):
@@ -224,6 +227,14 @@ def _columns(length: int, context: int, columns: int) -> list[int]:
     before = np.linspace(context - 1, max(0, context - 1 - 2 * (seen - 1)), seen).round().astype(int)[::-1]
     after = np.linspace(context, length - 1, made).round().astype(int)
     return sorted({int(i) for i in [*before, *after]})
+
+
+def _landscape(n: int, h: int, w: int) -> int:
+    def ugliness(columns: int) -> float:
+        rows = -(-n // columns)
+        return abs(np.log(columns * w / (rows * h) / 1.6)) + 0.3 * (rows * columns - n)
+
+    return min(range(1, n + 1), key=ugliness)
 
 
 def _scale(h: int, w: int, least: int) -> int:
