@@ -1,4 +1,4 @@
-"""Distributions against numbers worked by hand, scipy, and the gradients that should and should not be there."""
+"""Distributions against numbers worked by hand, scipy, and the gradients that should be there and not."""
 
 import math
 

@@ -90,7 +90,7 @@ def test_a_loss_passes_through_a_module_without_moving_it():
 
 
 def test_all_gradients_are_taken_before_any_step():
-    """Two optimisers on one graph: the second's gradient is the one at the parameters before the first moved."""
+    """Two optimisers on one graph: the second gradient is taken at the parameters before the first step."""
     first, second, first_opt, second_opt = two_parts()
     x = torch.randn(4, 3)
     loss = second(first(x)).square().sum()
