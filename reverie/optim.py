@@ -66,7 +66,9 @@ class Optimizer:
         self.adam.state.clear()
         for name, parameter in zip(self.names, self.parameters, strict=True):
             if name in state:
-                self.adam.state[parameter] = {key: value.clone() for key, value in state[name].items()}
+                self.adam.state[parameter] = {
+                    key: value.to(parameter.device, copy=True) for key, value in state[name].items()
+                }
 
 
 class Gradient(NamedTuple):

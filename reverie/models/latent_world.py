@@ -58,4 +58,4 @@ class LatentWorld:
     @torch.no_grad()
     def cont(self, carry: State) -> Tensor:
         feat = self.rssm.feat(carry)
-        return torch.ones(feat.shape[:-1]) if self.cont_head is None else self.cont_head(feat)
+        return feat.new_ones(feat.shape[:-1]) if self.cont_head is None else self.cont_head(feat)
