@@ -64,7 +64,7 @@ def from_gymnasium(
     """
     from reverie.envs.gymnasium import Gymnasium
 
-    if not hasattr(env, "step") and callable(env):
+    if isinstance(env, type) or (callable(env) and not hasattr(env, "step")):
         env = env()
     ours = Gymnasium(env, size=_check_size(pixels, image_size), renderer=renderer, camera=camera)
     return _dress(ours, pixels, image_size, action_repeat, time_limit)

@@ -125,7 +125,10 @@ class Gymnasium(Env):
         choose_sdl()
         with warnings.catch_warnings():  # without a render mode most only warn, and some draw all the same
             warnings.simplefilter("ignore")
-            frame: Any = self.env.render()
+            try:
+                frame: Any = self.env.render()
+            except NotImplementedError:
+                frame = None
         if isinstance(frame, list) and frame:
             frame = frame[-1]
         if not (isinstance(frame, np.ndarray) and frame.ndim == 3 and frame.shape[2] == 3):
