@@ -261,7 +261,7 @@ def save(figure: Figure, path: str | Path, formats: Sequence[str] = (".svg", ".p
     return written
 
 
-def steps(value: float) -> str:
+def steps(value: int | float) -> str:
     """Env steps as people say them: 500, 2.5k, 1M."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(value) >= size:

@@ -73,13 +73,13 @@ def render(folder: Path) -> str:
 
 def _head(agent: str, env: str, folder: Path, config: Mapping[str, Any]) -> str:
     run = _mapping(config.get("run"))
-    presets = config.get("presets") or config.get("preset") or []
-    named = ", ".join(map(str, presets)) if isinstance(presets, list | tuple) else str(presets)
+    named = ", ".join(_names(config))
     seed = run.get("seed", config.get("seed"))
     facts = [f"preset {named}" if named else "", "" if seed is None else f"seed {seed}", _date(folder)]
     line = " · ".join(html.escape(fact) for fact in facts if fact)
     return (
-        f'<header><p class="brand">reverie</p><h1>{html.escape(agent)} <span>on</span> {html.escape(env)}</h1>'
+        f'<header><p class="brand">reverie</p>'
+        f"<h1>{html.escape(agent)} <span>on</span> {html.escape(env)}</h1>"
         f'<p class="facts">{line}</p></header>'
     )
 
@@ -246,7 +246,7 @@ def command(folder: Path, config: Mapping[str, Any]) -> str:
     from reverie.run.online import RunConfig
     from reverie.types import ReverieError
 
-    agent, names = str(config["agent"]), [str(name) for name in config.get("presets") or []]
+    agent, names = str(config["agent"]), _names(config)
     words = ["reverie", "train", agent, "--env", str(config["env"])]
     words += ["--preset", *names] if names else []
     settings: dict[str, Any] = {}
@@ -304,6 +304,11 @@ def _date(folder: Path) -> str:
 
 def _mapping(value: Any) -> Mapping[str, Any]:
     return value if isinstance(value, Mapping) else {}
+
+
+def _names(config: Mapping[str, Any]) -> list[str]:
+    presets = config.get("presets")
+    return [str(name) for name in presets] if isinstance(presets, list | tuple) else []
 
 
 def _text(value: Any, otherwise: str) -> str:
@@ -375,8 +380,8 @@ th{color:var(--soft);font-weight:500}
 .tiles div{background:#fff;border:1px solid var(--line);border-radius:10px;padding:14px 16px}
 .tiles b{display:block;font-size:1.3rem;font-weight:600;font-variant-numeric:tabular-nums}
 .tiles span{color:var(--soft);font-size:.85rem}
-pre{margin:0;padding:16px 18px;background:#fff;border:1px solid var(--line);border-radius:10px;overflow-x:auto;
- font:0.88rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
+pre{margin:0;padding:16px 18px;background:#fff;border:1px solid var(--line);border-radius:10px;
+ overflow-x:auto;font:0.88rem/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,monospace}
 details pre{margin-top:12px}
 summary{cursor:pointer;color:var(--accent)}
 .missing{margin:0 0 12px;padding:14px 18px;border:1px dashed #dadce0;border-radius:10px;color:var(--soft)}

@@ -65,7 +65,7 @@ class Comparison:
     name: str
     left: Of
     right: Of
-    factor: float = 1.0
+    factor: int | float = 1
     paired: bool = False
     each_task: bool = False
     counts: bool = True
@@ -85,7 +85,7 @@ class Sweep:
 class Published:
     """A number that a paper prints for an agent on a task after so many env steps."""
 
-    value: float
+    value: int | float
     arm: str
     env: str
     env_steps: int

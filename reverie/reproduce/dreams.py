@@ -18,7 +18,7 @@ def predict(
     """Truth and prediction, uint8 "n t h w c", of the first ``length`` rows of new episodes.
 
     The newest checkpoint acts, without exploration noise; its model then sees ``context`` rows and imagines
-    the others from the actions. Raises ``ReverieError`` if an episode is shorter than that, or shows no picture.
+    the others from the actions. Raises ``ReverieError`` if an episode is shorter, or shows no picture.
     """
     from reverie.run.train import load
 

@@ -139,7 +139,7 @@ register(
         comparisons=(
             Comparison("Dreamer - PlaNet, final return", Of(DREAMER, FINAL_RETURN), Of(PLANET, FINAL_RETURN)),
             Comparison(
-                "PlaNet - 2 x Dreamer, seconds per env step", Of(PLANET, SECONDS), Of(DREAMER, SECONDS), 2.0
+                "PlaNet - 2 x Dreamer, seconds per env step", Of(PLANET, SECONDS), Of(DREAMER, SECONDS), 2
             ),
             Comparison(
                 "Dreamer - random policy",
