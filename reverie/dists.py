@@ -147,11 +147,14 @@ class OneHot:
         return self._one_hot(part.argmax(-1) for part in self.log_probs.split(self.groups, -1))
 
     def draw(self, generator: Generator | None = None) -> Tensor:
-        """One-hot sample without gradient."""
+        """One-hot sample without gradient: the shortest of exponential waiting times with rates ``probs``.
+
+        Unlike ``torch.multinomial`` it lets what is not finite through, to where gradients are checked.
+        """
         picks = []
         for part in self.probs.detach().split(self.groups, -1):
-            flat = torch.multinomial(part.reshape(-1, part.shape[-1]), 1, generator=generator)
-            picks.append(flat.reshape(part.shape[:-1]))
+            wait = torch.empty_like(part, memory_format=torch.contiguous_format)
+            picks.append((part / wait.exponential_(generator=generator)).argmax(-1))
         return self._one_hot(picks)
 
     def sample(self, generator: Generator | None = None) -> Tensor:
