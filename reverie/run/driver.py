@@ -10,6 +10,9 @@ After a crash the replay knows more than the checkpoint does. The rows beyond th
 they are fed in again, in place of the environment, until it is used up; then the environment is brought to the
 same moment by resetting it with its episode's seed and repeating the recorded actions. So nothing that was
 recorded is lost, and a run that was interrupted is, row for row, the run that was not.
+
+An environment that does not follow from its seed and actions can not be brought back. Its rows are kept all
+the same; only the episode that was running is cut, and the next one begins.
 """
 
 import warnings
@@ -18,8 +21,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from reverie.types import Agent, Step
+from reverie.types import Agent, ReverieError, Step
 
 Record = tuple[Step, np.ndarray]  # a row and the action chosen at it
 
@@ -49,6 +53,7 @@ class Driver:
         self.env_steps = self.decisions = 0
         self.journals: list[Iterator[Record] | None] = [None] * n
         self.ahead: list[Record | None] = [None] * n  # the next row of each journal
+        self.strayed = False  # the agent would have acted otherwise than it is recorded to have
 
     def __call__(self) -> list[Episode]:
         """One row in every stream. Returns the episodes that ended with it."""
@@ -58,12 +63,14 @@ class Driver:
         action = self.choose(rows)
         action[rows.is_last] = 0.0
         for i, was in recorded.items():
-            if not np.array_equal(action[i], was):
+            if not np.array_equal(action[i], was) and not self.strayed:
+                self.strayed = True
                 warnings.warn(
-                    "this machine does not repeat the recorded actions bit for bit; going on from the record",
+                    "this machine does not repeat the recorded actions bit for bit; the record is kept as it is, "
+                    "and the run goes on from it",
                     stacklevel=2,
                 )
-                action[i] = was
+            action[i] = was
         finished = []
         for i in range(self.envs.n):
             self.replay.add(row_of(rows, i), action[i], i)
@@ -74,9 +81,7 @@ class Driver:
             self.episode[i] += int(rows.is_first[i])
             self.decisions += int(not rows.is_first[i])
             if rows.is_last[i]:
-                finished.append(
-                    Episode(i, float(self.scores[i]), int(self.lengths[i]), bool(self.random[i]))
-                )
+                finished.append(Episode(i, float(self.scores[i]), int(self.lengths[i]), bool(self.random[i])))
         self.action = action
         return finished
 
@@ -110,11 +115,17 @@ class Driver:
         if obs is None:  # between two episodes
             self.envs.end(i, self.episode[i])
             return
-        arrived = self.envs.restore(i, self.episode[i], actions[:-1])  # the last one has not been carried out yet
-        if arrived.is_last or not all(np.array_equal(arrived.obs[key], obs[key]) for key in obs):
+        try:
+            arrived = self.envs.restore(
+                i, self.episode[i], actions[:-1]
+            )  # the last is still to be carried out
+            same = not arrived.is_last and all(np.array_equal(arrived.obs[key], obs[key]) for key in obs)
+        except ReverieError:  # it ended earlier than it did
+            same = False
+        if not same:
             warnings.warn(
-                f"environment {i} did not come back to its recorded state (it does not follow from its seed and "
-                f"actions alone); its unfinished episode was cut and a new one begun",
+                f"the environment of stream {i} did not come back to where its record ends (it does not follow "
+                f"from its seed and actions alone); all rows are kept, and its next episode begins",
                 stacklevel=2,
             )
             self.envs.end(i, self.episode[i])
@@ -152,7 +163,9 @@ class Driver:
 def row_of(rows: Step, i: int) -> Step:
     """Row of stream i alone."""
     obs = {key: value[i] for key, value in rows.obs.items()}
-    return Step(obs, rows.reward[i], rows.is_first[i], rows.is_last[i], rows.is_terminal[i], rows.env_steps[i])
+    return Step(
+        obs, rows.reward[i], rows.is_first[i], rows.is_last[i], rows.is_terminal[i], rows.env_steps[i]
+    )
 
 
 def put_row(rows: Step, i: int, row: Step) -> None:
@@ -163,10 +176,10 @@ def put_row(rows: Step, i: int, row: Step) -> None:
 
 
 def like(template: Any, value: Any) -> Any:
-    """``value``, read back from a checkpoint as plain lists, in the (named) tuples of ``template``."""
+    """``value``, as a checkpoint gives it back, in the (named) tuples and on the devices of ``template``."""
     if isinstance(template, tuple):
         parts = [like(t, v) for t, v in zip(template, value, strict=True)]
         return type(template)(*parts) if hasattr(template, "_fields") else tuple(parts)
     if isinstance(template, Mapping):
         return {key: like(template[key], value[key]) for key in template}
-    return value
+    return value.to(template.device) if isinstance(template, Tensor) else value

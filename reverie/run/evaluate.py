@@ -1,10 +1,16 @@
 """Play whole episodes without learning, from start states that are the same every time."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from reverie.types import Agent
+
+
+class Interrupted(Exception):
+    """An evaluation was left in the middle, because it was asked to stop."""
 
 
 @dataclass
@@ -23,26 +29,37 @@ class Evaluation:
     def std(self) -> float:
         return float(np.std(self.returns))
 
+    def as_dict(self) -> dict[str, Any]:
+        """All but the pictures, for JSON."""
+        return {"mean": self.mean, "std": self.std, "returns": self.returns, "lengths": self.lengths}
 
-def evaluate(agent: Agent | None, envs, episodes: int, rng: np.random.Generator | None = None) -> Evaluation:
-    """Mean return of ``agent`` in eval mode, or of the uniformly random policy if it is None.
+
+def evaluate(
+    agent: Agent | None,
+    envs: Any,
+    episodes: int,
+    rng: np.random.Generator | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Evaluation:
+    """Returns of ``agent`` in eval mode, or of the uniformly random policy if it is None.
 
     Episode k starts from the seed of episode k // n of stream k % n of ``envs``: each evaluation meets the same
-    starts, so two of them differ by the policy alone.
+    starts, so two of them differ by the policy alone. Raises ``Interrupted`` when ``stop()`` says so.
     """
     result, rng = Evaluation(), rng or np.random.default_rng(0)
     image = next((key for key in sorted(envs.obs_space) if envs.obs_space[key].is_image), None)
-    nothing = np.zeros((0, envs.act_space.size), np.float32)
+    nothing = np.zeros((envs.n, envs.act_space.size), np.float32)
     while len(result.returns) < episodes:
         block = len(result.returns) // envs.n
-        streams = range(min(envs.n, episodes - len(result.returns)))
+        running = streams = list(range(min(envs.n, episodes - len(result.returns))))
         for i in range(envs.n):
-            envs.restore(i, block, nothing)
-        rows = envs.step(np.zeros((envs.n, envs.act_space.size), np.float32), [])
+            envs.end(i, block - 1)
+        rows = envs.step(nothing)  # all begin their episode number ``block``
         carry = None if agent is None else agent.initial(envs.n)
         score, length = np.zeros(envs.n), np.zeros(envs.n, np.int64)
-        running = list(streams)
         while running:
+            if stop():
+                raise Interrupted
             if image is not None and block == 0 and 0 in running:
                 result.frames.append(rows.obs[image][0].copy())
             if agent is None:

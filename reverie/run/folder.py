@@ -7,10 +7,11 @@
     checkpoints/        safetensors and JSON, the last two
     replay/             what was experienced
     evaluation.json     the last evaluation, beside the random policy's
-    videos/             open-loop predictions and an evaluation episode
+    videos/             an evaluation episode and open-loop predictions, as of the last evaluation
     report.html         all of it on a page
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -59,22 +60,25 @@ def open_run(folder: Path, plan: Plan) -> None:
     if path.exists():
         before = read_plan(folder)
         differences = [
-            f"{name} was {was!r} and is now {now!r}"
+            f"{name} was {was} and is now {now}"
             for name, was, now in (
                 ("agent", before.agent, plan.agent),
                 ("env", before.env, plan.env),
-                *differing(before.config, plan.config, MAY_CHANGE),
+                *(differing(before.config, plan.config, MAY_CHANGE) if before.agent == plan.agent else ()),
                 *differing(before.run, plan.run, RUN_MAY_CHANGE),
             )
             if was != now
         ]
         if differences:
+            more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
             raise ReverieError(
-                f"{folder} holds another run: {'; '.join(differences)}. Give the settings it was begun with, or "
-                f"another --run folder."
+                f"{folder} holds another run: {'; '.join(differences[:4])}{more}. Give the settings it was begun "
+                f"with, or another --run folder"
             )
     elif folder.exists() and not folder.is_dir():
         raise ReverieError(f"{folder} is a file; --run names a folder, which is made if it is not there")
+    elif folder.exists() and any(entry.suffix != ".writing" for entry in folder.iterdir()):
+        raise ReverieError(f"{folder} has files but is not a run (no config.yaml); name a new --run folder")
     write_text(path, yaml.safe_dump({**plan.as_dict(), "versions": versions()}, sort_keys=False))
 
 
@@ -88,12 +92,15 @@ def read_plan(folder: Path) -> Plan:
     """The plan a run folder was begun with."""
     path = folder / "config.yaml"
     if not path.is_file():
-        raise ReverieError(f"{folder} is not a run: it has no config.yaml; name a folder that `reverie train` made")
+        raise ReverieError(
+            f"{folder} is not a run: it has no config.yaml; name a folder that `reverie train` made"
+        )
     try:
         about = yaml.safe_load(path.read_text())
-        config = presets.config_class(about["agent"])(**about["config"])
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in about["config"].items()}
+        config = presets.config_class(about["agent"])(**values)
         return Plan(about["agent"], about["env"], tuple(about["presets"]), config, RunConfig(**about["run"]))
-    except (yaml.YAMLError, TypeError, KeyError) as error:
+    except (OSError, yaml.YAMLError, TypeError, KeyError, AttributeError) as error:
         raise ReverieError(f"{path} can not be read as the settings of a run: {error}") from error
 
 
@@ -105,7 +112,9 @@ def commit() -> str:
     """The revision of the source this runs from; empty outside a checkout."""
     where = Path(__file__).parent
     try:
-        out = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=where, capture_output=True, text=True)
+        out = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=where, capture_output=True, text=True
+        )
     except OSError:
         return ""
     return out.stdout.strip() if out.returncode == 0 else ""
@@ -113,17 +122,31 @@ def commit() -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Whole or not at all: to a temporary name, synced, renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".writing")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise ReverieError(f"{path} could not be written: {error.strerror or error}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty if it is missing or something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def size_in_bytes(text: str) -> int:
@@ -132,6 +155,9 @@ def size_in_bytes(text: str) -> int:
     upper = text.strip().upper()
     unit = next((unit for unit in units if upper.endswith(unit)), "")
     try:
-        return int(float(upper.removesuffix(unit)) * units.get(unit, 1))
-    except ValueError:
-        raise ReverieError(f"{text!r} is not a size; write it like 500MB or 4GB") from None
+        size = int(float(upper.removesuffix(unit)) * units.get(unit, 1))
+    except (ValueError, OverflowError):
+        size = -1
+    if size < 0:
+        raise ReverieError(f"{text!r} is not a size; write it like 500MB or 4GB")
+    return size

@@ -1,7 +1,9 @@
 """From a plan to a trained agent: build the parts, go on where the folder's last checkpoint stopped, learn."""
 
+import contextlib
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,14 +14,17 @@ import torch
 
 from reverie import checkpoint, media, presets
 from reverie.data.replay import Replay
-from reverie.envs import Env, SerialEnvs, WorkerEnvs, make_env
+from reverie.data.storage import read_about
+from reverie.envs import Env, Envs, SerialEnvs, WorkerEnvs, make_env
 from reverie.logger import Logger, duration
-from reverie.run.evaluate import Evaluation, evaluate
-from reverie.run.folder import Plan, open_run, read_plan, size_in_bytes, write_json
-from reverie.run.online import SLACK, Online, RunConfig
-from reverie.types import Agent, ReverieError
+from reverie.run.evaluate import Evaluation, Interrupted, evaluate
+from reverie.run.folder import Plan, open_run, read_json, read_plan, size_in_bytes, write_json
+from reverie.run.online import Online, RunConfig, plural
+from reverie.types import ActionSpace, Agent, ObsSpace, ReverieError
 
 EVAL_SEED = 1_000_003  # evaluation episodes never start where training ones do
+SLACK = 10_000  # rows a stream may record beyond a checkpoint and still be taken back to it
+CORES = torch.get_num_threads()
 
 
 def train(
@@ -32,89 +37,188 @@ def train(
 ) -> Path:
     """Train ``agent`` on ``env`` and return the run's folder; called again with the same, it goes on.
 
-    ``overrides`` are fields of the agent's Config (``horizon=10``) or of ``RunConfig`` (``seed=1``). Raises
-    ``ReverieError`` with one sentence for whatever can not be used.
+    ``preset`` is one name or several ("laptop", "cartpole_swingup"). ``overrides`` are fields of the agent's
+    Config (``horizon=10``) or of ``RunConfig`` (``seed=1``). Raises ``ReverieError`` with one sentence for
+    whatever can not be used.
     """
-    names = (preset,) if isinstance(preset, str) else tuple(preset)
-    run_fields = RunConfig.__dataclass_fields__
-    settings = settings or RunConfig(**{k: v for k, v in overrides.items() if k in run_fields})
-    config = presets.resolve(agent, names, {k: v for k, v in overrides.items() if k not in run_fields})
-    folder = Path(run) if run is not None else Path("runs") / f"{agent}-{env.replace('/', '_')}-{settings.seed}"
-    carry_out(Plan(agent, env, names, config, settings), folder)
+    names = tuple(preset.split()) if isinstance(preset, str) else tuple(preset)
+    fields = RunConfig.__dataclass_fields__
+    given = {name: value for name, value in overrides.items() if name in fields}
+    settings = dataclasses.replace(settings or RunConfig(), **given)
+    config = presets.resolve(agent, names, {k: v for k, v in overrides.items() if k not in fields})
+    plan = Plan(agent, env, names, config, settings)
+    folder = default_folder(plan) if run is None else Path(run)
+    carry_out(plan, folder)
     return folder
+
+
+def default_folder(plan: Plan) -> Path:
+    return Path("runs") / f"{plan.agent}-{plan.env.replace('/', '_').replace(':', '_')}-{plan.run.seed}"
 
 
 def carry_out(plan: Plan, folder: Path) -> bool:
     """Do what the plan says in ``folder``; True when it is finished, False when interrupted."""
     from reverie.report import write_report
 
+    check(plan)
     open_run(folder, plan)
+    if is_finished(plan, folder):
+        if not (folder / "report.html").exists():
+            write_report(folder)
+        print(finished(folder))
+        return True
     use_threads(plan.run)
-    envs, eval_envs = make_envs(plan, plan.run.envs), make_envs(plan, plan.run.eval_episodes, evaluation=True)
-    logger = Logger(folder, plan.run.wandb, plan.as_dict())
-    replay = make_replay(plan, envs, folder)
-    try:
+    with Parts() as parts:
+        logger = parts.add(Logger(folder, plan.run.wandb, plan.as_dict()))  # and with it the folder's lock
+        envs = parts.add(make_envs(plan, plan.run.envs))
+        eval_envs = parts.add(make_envs(plan, plan.run.eval_episodes, evaluation=True))
+        replay = parts.add(make_replay(plan, envs, folder))
         agent = make_agent(plan, envs)
-        online = Online(agent, envs, eval_envs, replay, plan.config, plan.run, folder, logger)
+        online = Online(
+            agent, envs, eval_envs, replay, plan.config, plan.run, folder, logger, partial(show, plan)
+        )
         say = online.progress.say
         say(about(plan, envs, replay, folder))
-        go_on(online, replay, folder)
-        finished = online.loop()
-        if finished:
-            finish(online, folder)
-            say(f"Report: {write_report(folder).resolve()}")
-        else:
-            say(f"Saved at {online.env_steps:,} env steps. The same command goes on from there.")
-        return finished
-    finally:
-        for part in (replay, logger, envs, eval_envs):
-            part.close()
+        go_on(online)
+        if not online.loop():
+            say(
+                f"Saved at {online.env_steps:,} env steps and {online.updates:,} updates. "
+                "The same command goes on from there."
+            )
+            return False
+    write_report(folder)
+    say(finished(folder))
+    return True
 
 
-def go_on(online: Online, replay: Replay, folder: Path) -> None:
-    """Take the last good checkpoint, if there is one; what the replay knows beyond it is fed in again."""
-    recorded = sum(replay.counts)
-    if checkpoint.paths(folder / "checkpoints"):
-        step, state = checkpoint.load(folder / "checkpoints")
-        online.load_state_dict(state)
-        beyond = recorded - sum(replay.counts)
-        online.progress.say(
-            f"Going on from {step:,} env steps, {duration(online.seconds)} so far"
-            + (f"; {beyond:,} rows recorded after that are taken in again." if beyond else ".")
+class Parts(contextlib.ExitStack):
+    """Closes what was added, last one first; what fails then does not hide why it had to close."""
+
+    def add(self, part: Any) -> Any:
+        def close(kind: Any, *_: Any) -> None:
+            try:
+                part.close()
+            except (OSError, ReverieError):
+                if kind is None:
+                    raise
+
+        self.push(close)
+        return part
+
+
+def check(plan: Plan) -> None:
+    """Refuse what the loop could not carry out, before anything is made."""
+    c = plan.config
+    least = {
+        "steps": 1,
+        "prefill": 0,
+        "train_every": 1,
+        "train_updates": 0,
+        "batch_size": 1,
+        "batch_length": 2,
+    }
+    for name, value in {**least, "action_repeat": 1, "image_size": 1}.items():
+        if getattr(c, name) < value:
+            flag = "--" + name.replace("_", "-")
+            raise ReverieError(f"{flag} must be at least {value}, got {getattr(c, name)}")
+    rows = c.prefill // (c.action_repeat * plan.run.envs)
+    if c.train_updates and rows < c.batch_length <= c.steps:
+        raise ReverieError(
+            f"--prefill {c.prefill} makes about {rows} rows in each environment before the first update, and "
+            f"--batch-length {c.batch_length} needs as many: raise one or lower the other"
         )
-    elif recorded:
-        replay.rewind([0] * replay.streams)
-        online.driver.go_on()
-        online.progress.say(f"No checkpoint yet: the {recorded:,} rows recorded so far are taken in again.")
 
 
-def finish(online: Online, folder: Path) -> None:
-    """The last evaluation beside the random policy's, and videos of the dream and of an episode."""
-    result = online.last_eval or evaluate(online.agent, online.eval_envs, online.run.eval_episodes)
-    by_chance = evaluate(None, online.eval_envs, online.run.eval_episodes, np.random.default_rng(online.run.seed))
-    write_json(
-        folder / "evaluation.json",
-        {
-            "env_steps": online.env_steps,
-            "updates": online.updates,
-            "seconds": round(online.elapsed, 1),
-            **as_json(result),
-            "random": as_json(by_chance),
-        },
+def is_finished(plan: Plan, folder: Path) -> bool:
+    """Whether the newest checkpoint is the end of the run, and was evaluated."""
+    steps = read_json(folder / "evaluation.json").get("env_steps", 0)
+    saved = checkpoint.paths(folder / "checkpoints")
+    return bool(saved) and steps >= plan.config.steps and saved[-1].name.split(".")[0] == f"{steps:09d}"
+
+
+def finished(folder: Path) -> str:
+    """What came of a finished run, in three lines."""
+    found = read_json(folder / "evaluation.json")
+    return (
+        f"Finished: {found['env_steps']:,} env steps, {found['updates']:,} updates, {duration(found['seconds'])}; "
+        f"return {found['mean']:.1f} ± {found['std']:.1f} over {plural(len(found['returns']), 'episode')}, "
+        f"random policy {found['random']['mean']:.1f} ± {found['random']['std']:.1f}.\n"
+        f"Report: {(folder / 'report.html').resolve()}\n"
+        f"The same command with more --steps goes on from here."
     )
-    if result.frames:
-        media.save_gif(folder / "videos" / "episode.gif", np.stack(result.frames), fps=20)
-    save_dreams(online.agent, online.replay, folder, online.run.seed)
+
+
+def go_on(online: Online) -> None:
+    """Take the last good checkpoint, if there is one; what the replay knows beyond it is fed in again."""
+    say, replay = online.progress.say, online.replay
+    recorded = sum(replay.counts)
+    found = newest_good(online.folder / "checkpoints")
+    if found is not None:
+        online.load_state_dict(found)
+        beyond = recorded - sum(replay.counts)
+        say(
+            f"Going on from {online.env_steps:,} env steps and {online.updates:,} updates, after "
+            f"{duration(online.seconds)}"
+            + (f"; {plural(beyond, 'row')} recorded since are taken in again." if beyond > 0 else ".")
+        )
+        return
+    online.begin_again()
+    if recorded:
+        say(f"No checkpoint yet: the {plural(recorded, 'row')} recorded so far are taken in again.")
+
+
+def newest_good(folder: Path) -> dict[str, Any] | None:
+    """The state of the newest checkpoint that can be read, None if there never was one.
+
+    Damaged ones are warned of and renamed, so that they do not stand before the good ones that follow.
+    """
+    found = checkpoint.paths(folder)
+    for path in reversed(found):
+        try:
+            return checkpoint.load_path(path)[1]
+        except ReverieError as error:
+            if len(found) == 1:
+                warnings.warn(
+                    f"{error}; it is the only one, so the run is repeated from its record", stacklevel=3
+                )
+            else:
+                warnings.warn(f"{error}; going on from the one before it", stacklevel=3)
+            aside = path.with_name("damaged-" + path.name)
+            with contextlib.suppress(OSError):
+                path.rename(aside)
+    return None
+
+
+def show(plan: Plan, online: Online, result: Evaluation) -> None:
+    """After an evaluation: evaluation.json, with the random policy beside it, and the pictures.
+
+    Pictures are a gift: if they can not be made, the run goes on without them.
+    """
+    folder, n = online.folder, len(result.returns)
+    random = read_json(folder / "evaluation.json").get("random") or {}
+    if len(random.get("returns", ())) != n:
+        rng = np.random.default_rng(plan.run.seed)
+        stop = lambda: online.stopping
+        random = evaluate(None, online.eval_envs, n, rng, stop).as_dict()
+    counts = {"env_steps": online.env_steps, "updates": online.updates, "seconds": round(online.elapsed, 1)}
+    write_json(folder / "evaluation.json", {**counts, **result.as_dict(), "random": random})
+    try:
+        if result.frames:
+            media.save_gif(folder / "videos" / "episode.gif", np.stack(result.frames), fps=20)
+        if any(space.is_image for space in online.envs.obs_space.values()):
+            save_dreams(online.agent, online.replay, folder, plan.run.seed)
+    except (ReverieError, OSError, ValueError) as error:
+        warnings.warn(f"the pictures of this evaluation could not be made: {error}", stacklevel=2)
 
 
 def save_dreams(
     agent: Agent, replay: Replay, folder: Path, seed: int, context: int = 5, length: int = 50
 ) -> list[Path]:
     """Open-loop videos of six sequences, as GIF and MP4, and a strip of the first as PNG; their paths."""
-    length = min(length, replay.rows)
+    length = min(length, max(replay.counts))
     batch = replay.sample(6, length, np.random.default_rng([seed, 3]))
     made = []
-    for name, (truth, prediction) in agent.report(batch, context).items():
+    for name, (truth, prediction) in agent.report(batch, min(context, length - 1)).items():
         stacked = [media.open_loop(t, p, context) for t, p in zip(truth, prediction, strict=True)]
         path = folder / "videos" / name.replace("/", "_")
         made += [
@@ -123,10 +227,6 @@ def save_dreams(
             media.save_strip(path.with_suffix(".png"), truth[0], prediction[0], context),
         ]
     return made
-
-
-def as_json(result: Evaluation) -> dict[str, Any]:
-    return {"mean": result.mean, "std": result.std, "returns": result.returns, "lengths": result.lengths}
 
 
 # Building the parts
@@ -145,31 +245,49 @@ def env_factory(plan: Plan) -> Callable[[], Env]:
     )
 
 
-def make_envs(plan: Plan, n: int, evaluation: bool = False):
+def make_envs(plan: Plan, n: int, evaluation: bool = False) -> Envs:
     factory, seed = env_factory(plan), plan.run.seed + (EVAL_SEED if evaluation else 0)
     if plan.run.workers and not evaluation:
         return WorkerEnvs(factory, n, seed, plan.run.workers)
     return SerialEnvs(factory, n, seed)
 
 
-def make_agent(plan: Plan, envs) -> Agent:
+def make_agent(plan: Plan, envs: Envs) -> Agent:
     cls = presets.agent_class(plan.agent)
     return cls(envs.obs_space, envs.act_space, plan.config, plan.run.seed, device(plan.run.device))
 
 
-def make_replay(plan: Plan, envs, folder: Path) -> Replay:
-    """As many rows as the whole run can make, but no more than ``replay_size`` allows."""
-    most = Replay.capacity_for(size_in_bytes(plan.run.replay_size), envs.obs_space, envs.act_space)
-    # An episode of k decisions has k + 1 rows; one-step episodes have two.
-    needed = 2 * math.ceil(plan.config.steps / plan.config.action_repeat) + 2 * envs.n
-    capacity = min(needed, most)
-    least = 2 * plan.config.batch_length * envs.n
-    if capacity < least:
-        raise ReverieError(
-            f"--replay-size {plan.run.replay_size} holds {most:,} rows; {least:,} are needed at least: raise it"
-        )
+def make_replay(plan: Plan, envs: Envs, folder: Path) -> Replay:
+    """The run's replay. One that exists keeps its size, unless the run has become longer and it can grow."""
+    capacity, slack = replay_size(plan, envs.obs_space, envs.act_space)
     where = folder / "replay" if plan.run.replay_on_disk else None
-    return Replay(envs.obs_space, envs.act_space, capacity, envs.n, where, slack=SLACK)
+    make = lambda rows, slack: Replay(envs.obs_space, envs.act_space, rows, envs.n, where, slack=slack)
+    old = None if where is None else read_about(where)
+    if old is None:
+        return make(capacity, slack)
+    if old["capacity"] >= capacity or old["streams"] != envs.n:
+        return make(old["capacity"], old["slack"])
+    try:
+        return make(capacity, slack)
+    except ReverieError:  # its ring has gone round
+        return make(old["capacity"], old["slack"])
+
+
+def replay_size(plan: Plan, obs_space: ObsSpace, act_space: ActionSpace) -> tuple[int, int]:
+    """Rows to sample from, in all, and the slack of each stream: what the run can make, and ``replay_size`` holds."""
+    n, size = plan.run.envs, size_in_bytes(plan.run.replay_size)
+    most = Replay.capacity_for(size, obs_space, act_space) // n - 2
+    # An episode of k decisions has k + 1 rows; one-step episodes have two.
+    needed = 2 * math.ceil(plan.config.steps / plan.config.action_repeat / n) + 2
+    slack = min(SLACK, needed, max(most // 5, 0))
+    rows = min(needed, most - slack)
+    if rows < min(needed, 2 * plan.config.batch_length):
+        least = math.ceil(2.5 * plan.config.batch_length + 3) * n * Replay.bytes_per_row(obs_space, act_space)
+        raise ReverieError(
+            f"--replay-size {plan.run.replay_size} is too small for --batch-length {plan.config.batch_length}: "
+            f"{math.ceil(least / 1e6)}MB are needed at least"
+        )
+    return rows * n, slack
 
 
 def device(name: str) -> torch.device:
@@ -177,26 +295,36 @@ def device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ReverieError("there is no CUDA device here that this PyTorch can use; say --device cpu")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise ReverieError(f"there is no device called {name!r}; say --device cpu, cuda or auto") from None
 
 
 def use_threads(run: RunConfig) -> None:
     """All cores for a learner that runs alone: beside another busy process, extra threads only wait."""
-    torch.set_num_threads(run.threads or torch.get_num_threads())
+    torch.set_num_threads(run.threads or CORES)
     torch.set_flush_denormal(True)  # tiny activations would cost hundreds of cycles each
 
 
-def about(plan: Plan, envs, replay: Replay, folder: Path) -> str:
-    """Two lines said before the start: what learns what from what, and what it will take."""
+def about(plan: Plan, envs: Envs, replay: Replay, folder: Path) -> str:
+    """Said before the start: what learns what from what, and what it will take."""
     c = plan.config
-    sees = ", ".join(f"{key} {'x'.join(map(str, space.shape))}" for key, space in envs.obs_space.items())
-    kind = f"one-hot {envs.act_space.groups}" if envs.act_space.discrete else "continuous"
-    place = folder / "replay" if plan.run.replay_on_disk else "memory"
+    place = "on disk" if plan.run.replay_on_disk else "in memory"
+    sized = f"{replay.bytes / 1e9:.1f} GB" if replay.bytes >= 1e9 else f"{replay.bytes / 1e6:.0f} MB"
     return (
-        f"{plan.agent} ({', '.join(plan.presets)}) on {plan.env}: sees {sees}; acts {envs.act_space.size} {kind}; "
-        f"{c.steps:,} env steps on {device(plan.run.device)} with {torch.get_num_threads()} threads.\n"
-        f"Replay in {place}: up to {replay.bytes / 1e9:.2f} GB. Run folder: {folder}"
+        f"{plan.agent} ({', '.join(plan.presets)}) on {plan.env}: {spaces(envs)}.\n"
+        f"{c.steps:,} env steps on {device(plan.run.device)} with {plural(torch.get_num_threads(), 'thread')}; "
+        f"replay {place}, up to {sized}; run folder {folder}"
     )
+
+
+def spaces(envs: Any) -> str:
+    """What an agent sees and does, in words."""
+    sees = ", ".join(f"{key} {'x'.join(map(str, space.shape))}" for key, space in envs.obs_space.items())
+    act = envs.act_space
+    acts = " x ".join(map(str, act.groups)) + " choices" if act.discrete else plural(act.size, "number")
+    return f"sees {sees}; acts by {acts}"
 
 
 # Using what was trained
@@ -204,9 +332,9 @@ def about(plan: Plan, envs, replay: Replay, folder: Path) -> str:
 
 def evaluate_run(folder: Path, episodes: int, video: Path | None = None) -> tuple[Evaluation, Path | None]:
     """Evaluate the newest checkpoint of a run, and save the first episode's pictures, if it has any, as a GIF."""
-    plan = read_plan(folder)
-    agent = load(folder).agent
-    plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, eval_episodes=episodes))
+    if episodes < 1:
+        raise ReverieError(f"--episodes must be at least 1, got {episodes}")
+    plan, agent = read_plan(folder), load(folder).agent
     envs = make_envs(plan, min(episodes, 10), evaluation=True)
     try:
         result = evaluate(agent, envs, episodes)
@@ -222,23 +350,38 @@ def imagine_run(folder: Path, context: int, length: int, seed: int) -> list[Path
     """Open-loop videos from the newest checkpoint of a run and its replay; their paths."""
     if not 0 < context < length:
         raise ReverieError(f"imagine needs 0 < context < length, got context {context} and length {length}")
-    plan, player = read_plan(folder), load(folder)
+    player = load(folder)
     if not any(space.is_image for space in player.obs_space.values()):
-        raise ReverieError(f"{folder} was trained on {', '.join(player.obs_space)}: there is no picture to imagine")
-    envs = make_envs(plan, plan.run.envs)
-    replay = make_replay(plan, envs, folder)
-    try:
-        return save_dreams(player.agent, replay, folder, seed, context, length)
-    finally:
-        replay.close()
-        envs.close()
+        raise ReverieError(
+            f"{folder} was trained on {', '.join(player.obs_space)}: there is no picture to imagine"
+        )
+    replay = open_replay(player.plan, folder)
+    if max(replay.counts) < length:
+        raise ReverieError(
+            f"the replay of {folder} holds {max(replay.counts)} rows in a row; imagine with a --length up to that"
+        )
+    return save_dreams(player.agent, replay, folder, seed, context, length)
 
+
+def open_replay(plan: Plan, folder: Path) -> Replay:
+    """What a run has experienced, to look at; the run may be going on meanwhile."""
+    if plan.run.replay_on_disk:
+        return Replay.open(folder / "replay")
+    _, state = checkpoint.load(folder / "checkpoints")
+    env = env_factory(plan)()
+    try:
+        rows = max(2, *(len(kept["reward"]) for kept in state["replay"]["rows"]))
+        replay = Replay(env.obs_space, env.act_space, rows * plan.run.envs, plan.run.envs)
+    finally:
+        env.close()
+    replay.load_state_dict(state["replay"])
+    return replay
 
 
 class Player:
     """A trained agent as a policy: ``act`` one observation after another, ``reset`` between episodes."""
 
-    def __init__(self, agent: Agent, plan: Plan, obs_space, act_space):
+    def __init__(self, agent: Agent, plan: Plan, obs_space: ObsSpace, act_space: ActionSpace):
         self.agent, self.plan = agent, plan
         self.obs_space, self.act_space = obs_space, act_space
         self.reset()
@@ -255,9 +398,13 @@ class Player:
             obs = {next(iter(self.obs_space)): obs}
         batch = {}
         for key, space in self.obs_space.items():
-            value = np.asarray(obs.get(key))
+            if key not in obs:
+                raise ReverieError(f"act needs obs {key!r}, got {', '.join(map(str, obs)) or 'nothing'}")
+            value = np.asarray(obs[key])
             if value.shape != space.shape:
-                raise ReverieError(f"obs {key!r} should be {space.dtype} of shape {space.shape}, got {value.shape}")
+                raise ReverieError(
+                    f"obs {key!r} should be {space.dtype} of shape {space.shape}, got {value.shape}"
+                )
             batch[key] = value.astype(space.dtype)[None]
         batch["is_first"] = np.array([self.is_first])
         action, self.carry = self.agent.act(batch, self.carry, "eval")
