@@ -12,6 +12,7 @@ import multiprocessing as mp
 import os
 import pickle
 import signal
+import sys
 import threading
 import traceback
 import warnings
@@ -71,7 +72,7 @@ class Envs(ABC):
         self._closed = False
         episode_seed(seed, 0, 0)
 
-    def step(self, action: np.ndarray, only: Iterable[int] | None = None) -> Step:
+    def step(self, action: np.ndarray, only: Iterable[int] | np.ndarray | None = None) -> Step:
         """The next row of every stream, or of those in ``only``; leading axis n.
 
         Streams that are left out keep showing their last row (zeros before their first).
@@ -142,7 +143,7 @@ class Envs(ABC):
             again: dict[int, Job] = {}
             errors: list[ReverieError] = []
             waiting = set(jobs)
-            said: set[int] = set()
+            died: list[Exception] = []  # one warning for a worker, however many streams it had
             try:
                 outcomes = self._run(jobs)
                 for i, outcome in outcomes.items():
@@ -155,8 +156,8 @@ class Envs(ABC):
                         errors.append(outcome)
                         continue
                     else:
-                        self._crashed(i, outcome, errors, quiet=id(outcome) in said)
-                        said.add(id(outcome))
+                        self._crashed(i, outcome, errors, quiet=outcome in died)
+                        died += [outcome] if isinstance(outcome, WorkerDied) else []
                         if resets:
                             again[i] = jobs[i]
                         else:
@@ -223,9 +224,10 @@ class SerialEnvs(Envs):
 class WorkerEnvs(Envs):
     """n environments in ``workers`` processes: worth it where a step costs clearly more than a millisecond.
 
-    Observations come back through shared memory. Workers are spawned, never forked (a fork after the first
-    picture hangs), so ``factory`` must be picklable and a script must start under ``if __name__ ==
-    "__main__":``. They ignore Ctrl-C, and die when this process does.
+    Observations come back through shared memory. Workers never are forks of this process (a fork after the
+    first picture hangs) but of a clean server, or spawned where there is none; so ``factory`` must be
+    picklable and a script must start under ``if __name__ == "__main__":``. Workers ignore Ctrl-C, and die with this
+    process.
     """
 
     def __init__(self, factory: Callable[[], Env], n: int, seed: int, workers: int) -> None:
@@ -245,8 +247,8 @@ class WorkerEnvs(Envs):
         env.close()
         super().__init__(n, seed, obs_space, act_space)
         self._factory, self._round = factory, 0
-        self._spawn = mp.get_context("spawn")
-        self._memory = {key: self._spawn.RawArray("b", n * space.bytes) for key, space in obs_space.items()}
+        self._context = _context()
+        self._memory = {key: self._context.RawArray("b", n * space.bytes) for key, space in obs_space.items()}
         self._views = _views(self._memory, obs_space, n)
         self._count = min(workers, n)
         self._workers: list[Any] = [None] * self._count
@@ -266,11 +268,11 @@ class WorkerEnvs(Envs):
         return [worker.pid for worker in self._workers]
 
     def _start(self, w: int) -> None:
-        self._pipes[w], theirs = self._spawn.Pipe()
+        self._pipes[w], theirs = self._context.Pipe()
         mine = range(w, self.n, self._count)
-        self._workers[w] = self._spawn.Process(
+        self._workers[w] = self._context.Process(
             target=_work,
-            args=(self._factory, mine, self.n, self._memory, dict(self.obs_space), theirs),
+            args=(self._factory, mine, self.n, self._memory, dict(self.obs_space), theirs, _settings()),
             name=f"reverie-env-{w}",
             daemon=True,
         )
@@ -400,9 +402,11 @@ def _work(
     memory: Mapping[str, Any],
     obs_space: Mapping[str, Space],
     pipe: Any,
+    settings: Mapping[str, str],
 ) -> None:
     """The life of a worker: take jobs, write observations to shared memory, answer with the flags."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes us
+    os.environ.update(settings)
     os.environ.setdefault("LP_NUM_THREADS", "0")  # software GL stays on this worker's core
     threading.Thread(target=_follow_parent, daemon=True).start()
     views = _views(memory, obs_space, n)
@@ -430,6 +434,15 @@ def _work(
             stream.drop()
 
 
+def _context() -> Any:
+    """How workers start: on Linux from a clean server that has done the imports (quick), else spawned."""
+    if not sys.platform.startswith("linux"):
+        return mp.get_context("spawn")
+    context = mp.get_context("forkserver")
+    context.set_forkserver_preload(["reverie.envs"])
+    return context
+
+
 def _portable(error: Exception) -> Exception:
     """The error itself if it survives pickling, else its text; with the worker's traceback as a note."""
     error.add_note("".join(traceback.format_exception(error)))
@@ -438,6 +451,15 @@ def _portable(error: Exception) -> Exception:
         return error
     except Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+def _settings() -> dict[str, str]:
+    """What this process has decided about drawing; a server started earlier would not know."""
+    return {
+        key: os.environ[key]
+        for key in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "SDL_VIDEODRIVER")
+        if key in os.environ
+    }
 
 
 def _follow_parent() -> None:
