@@ -106,6 +106,8 @@ class Replay:
         self.folder = Path(folder) if folder is not None else None
         self.storage = Storage(obs_space, act_space, capacity, streams, slack, self.folder, reserve, write)
         self.slots = self.storage.slots
+        # As bytes, because numpy copies records field by field.
+        self._raw_steps = [s.view(np.uint8).reshape(self.slots, -1) for s in self.storage.steps]
         self._counts = [int(n) for n in self.storage.marks[:, RECORDED]]
         self._synced_at = time.monotonic()
         self._syncing: threading.Thread | None = None
@@ -279,8 +281,9 @@ class Replay:
             out = self._buffer((n, length, *space.shape), space.dtype)
             self._copy([columns[key] for columns in self.storage.obs], streams, starts, length, out)
             obs[key] = torch.from_numpy(out)
-        steps = np.empty((n, length), self.storage.dtype)
-        self._copy(self.storage.steps, streams, starts, length, steps)
+        raw = np.empty((n, length, self.storage.dtype.itemsize), np.uint8)
+        self._copy(self._raw_steps, streams, starts, length, raw)
+        steps = raw.view(self.storage.dtype)[..., 0]
         fields = {name: np.ascontiguousarray(steps[name]) for name in FIELDS}
         prev = np.zeros((n, length, self.act_space.size), np.float32)
         prev[:, 1:] = fields["action"][:, :-1]
@@ -297,7 +300,7 @@ class Replay:
     def _copy(
         self, columns: list[np.ndarray], streams: list[int], starts: list[int], length: int, out: np.ndarray
     ) -> None:
-        """Slices cost the bytes they move; a fancy index of every row costs up to twice that."""
+        """Slices cost no more than the bytes they move; a fancy index of every row took a quarter longer."""
         for b, (s, start) in enumerate(zip(streams, starts, strict=True)):
             column, slot = columns[s], start % self.slots
             head = min(length, self.slots - slot)

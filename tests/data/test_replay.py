@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from reverie import checkpoint
 from reverie.data import storage
 from reverie.data.replay import Replay
 from reverie.types import ActionSpace, ReverieError, Space, Step
@@ -167,6 +168,23 @@ def test_batches_do_not_share_memory():
     assert all(torch.equal(a, b) for a, b in zip(kept, copies, strict=True))
     first = replay.sample(2, 3, rng).obs["image"].data_ptr()
     assert replay.sample(2, 3, rng).obs["image"].data_ptr() == first
+
+
+def test_in_memory_through_a_checkpoint(tmp_path):
+    replay = Replay(OBS, ACT, 20, streams=2)
+    fill(replay, 37, 0, rows=100)
+    fill(replay, 4, 1)
+    checkpoint.save(tmp_path, 1, {"replay": replay.state_dict()})
+    other = Replay(OBS, ACT, 20, streams=2)
+    other.load_state_dict(checkpoint.load(tmp_path)[1]["replay"])
+    for a in (replay, other):
+        fill(a, 3, 1)
+    assert other.counts == [37, 7]
+    batches = [a.sample(40, 3, np.random.default_rng(0)) for a in (replay, other)]
+    torch.testing.assert_close(*batches, rtol=0, atol=0)
+    assert np.array_equal(other.tail(1).actions, replay.tail(1).actions)
+    with pytest.raises(ReverieError, match="other streams or observations"):
+        Replay(OBS, ACT, 20).load_state_dict(replay.state_dict())
 
 
 def test_too_few_rows():
@@ -499,6 +517,37 @@ def test_power_cut_raises_the_floor(tmp_path):
 def test_checks_only_the_last_rows_after_a_kill(tmp_path):
     replay = broken(tmp_path, "", 10, 3, 17)
     assert replay.counts == [17] and replay.rows == 17
+
+
+def test_power_cut_while_the_present_differs(tmp_path):
+    """Rows that take the place of a synced journal are not taken for synced."""
+    replay = Replay(OBS, ACT, 50, folder=tmp_path / "a", slack=20)
+    fill(replay, 20, rows=100)
+    replay.flush()
+    replay.rewind([10])
+    for number in (90, 91, 92):
+        replay.add(*row(number))
+    replay.storage.obs[0]["vector"][11] = 7.5
+    copy = shutil.copytree(tmp_path / "a", tmp_path / "b")
+    (copy / "lock").write_text("another boot")
+    replay = Replay(OBS, ACT, 50, folder=copy, slack=20)
+    assert replay.counts == [11] and replay.rows == 11
+
+
+def test_power_cut_that_kept_an_older_lap(tmp_path):
+    """The same content under another number is another row."""
+    replay = Replay(OBS, ACT, 8, folder=tmp_path / "a")
+    replay.add(*row(5, first=True))
+    for _ in range(24):
+        replay.add(*row(5))
+    replay.flush()
+    copy = shutil.copytree(tmp_path / "a", tmp_path / "b")
+    step = np.memmap(copy / "step.0.raw", replay.storage.dtype, "r+")
+    step["check"][20 % replay.slots] = replay.storage.checksum(0, 20 - replay.slots)  # the same slot
+    step.flush()
+    (copy / "lock").write_text("another boot")
+    replay = Replay(OBS, ACT, 8, folder=copy)
+    assert replay.counts == [25] and replay.rows == 4
 
 
 def test_flush_and_close(tmp_path):
