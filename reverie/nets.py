@@ -169,7 +169,9 @@ class ImageDecoder(nn.Module):
         return x.view(n, 5, 5, -1)
 
 
-# What follows is the same arithmetic as torch.nn's, arranged for a CPU; benchmarks/layers.py measures it.
+# What follows is the arithmetic of torch.nn's layers, arranged for a CPU; benchmarks/layers.py measures it.
+# Images are "n h w c" and kernels "o k k i" throughout. The gradient of either layer to its input is the other
+# layer, and both have the same gradient to the kernel.
 
 
 def _ours(x: Tensor) -> bool:
@@ -184,23 +186,44 @@ def _nhwc(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-def _pairs(x: Tensor) -> Tensor:
-    """Two neighbouring columns as one of twice the channels: a view, and one stride less to walk."""
-    n, h, w, c = x.shape
-    return _nchw(x.view(n, h, w // 2, 2 * c))
+def _pairs(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor, list[int]]:
+    """An image, a kernel and the stride between them. Where both are of even width, two neighbouring columns
+    become one of twice the channels, which is a view and leaves half the steps, each twice as long."""
+    even = x.shape[2] % 2 == 0 and kernel.shape[2] % 2 == 0
+    x, kernel = (t.view(*t.shape[:2], t.shape[2] // 2, -1) if even else t for t in (x, kernel))
+    return _nchw(x), _nchw(kernel), [2, 1] if even else [2, 2]
 
 
-def _conv_grads(
-    grad: Tensor, x: Tensor, weight: Tensor, wants_x: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of a convolution to its input, if wanted, and to its weight; all tensors "n h w c"."""
-    even = x.shape[2] % 2 == 0 and weight.shape[2] % 2 == 0
-    view, stride = (_pairs, [2, 1]) if even else (_nchw, [2, 2])
+def _down(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolution of stride 2."""
+    x, kernel, stride = _pairs(x, kernel)
+    return _nhwc(F.conv2d(x, kernel, bias, stride))
+
+
+def _up(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
+    """Transposed convolution of stride 2."""
+    (n, s, _, o), (_, k, _, i) = x.shape, kernel.shape
+    side = 2 * s + k - 2
+    if k % 2:
+        return _nhwc(F.conv_transpose2d(_nchw(x), _nchw(kernel), bias, 2))
+    if i >= 8:
+        bias = None if bias is None else bias.repeat(2)
+        y = F.conv_transpose2d(_nchw(x), _nchw(kernel.view(o, k, k // 2, 2 * i)), bias, (2, 1))
+        return _nhwc(y).reshape(n, side, side, i)
+    # So few channels fill no vector: the output's four phases are the channels of one plain convolution.
+    bias = None if bias is None else bias.repeat(4)
+    taps = kernel.view(o, k // 2, 2, k // 2, 2, i).flip(1, 3).permute(2, 4, 5, 1, 3, 0)
+    taps = taps.reshape(4 * i, k // 2, k // 2, o)
+    y = _nhwc(F.conv2d(_nchw(x), _nchw(taps), bias, padding=k // 2 - 1))
+    return y.reshape(n, side // 2, side // 2, 2, 2 * i).transpose(2, 3).reshape(n, side, side, i)
+
+
+def _kernel_grad(wide: Tensor, narrow: Tensor, kernel: Tensor) -> Tensor:
+    x, w, stride = _pairs(wide, kernel)
     plain = (stride, [0, 0], [1, 1], False, [0, 0], 1)  # no padding, dilation, transposition or groups
-    gx, gw, _ = torch.ops.aten.convolution_backward(
-        _nchw(grad), view(x), view(weight), None, *plain, [wants_x, True, False]
-    )
-    return _nhwc(gx).reshape(x.shape) if wants_x else None, _nhwc(gw).reshape(weight.shape)
+    # Asked for the bias's gradient too, this would take up to twice as long.
+    grads = torch.ops.aten.convolution_backward(_nchw(narrow), x, w, None, *plain, [False, True, False])
+    return _nhwc(grads[1]).reshape(kernel.shape)
 
 
 def _bias_grad(grad: Tensor) -> Tensor:
@@ -210,46 +233,37 @@ def _bias_grad(grad: Tensor) -> Tensor:
 
 class _Conv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         x = x.contiguous()
-        ctx.save_for_backward(x, weight)
-        return _nhwc(F.conv2d(_nchw(x), _nchw(weight), bias, 2)).detach()
+        ctx.save_for_backward(x, kernel)
+        return _down(x, kernel, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        grad = grad.contiguous()
-        return *_conv_grads(grad, x, weight, ctx.needs_input_grad[0]), _bias_grad(grad)
+        x, kernel = ctx.saved_tensors
+        grad, to_x = grad.contiguous(), None
+        if ctx.needs_input_grad[0]:
+            to_x = _up(grad, kernel, None)
+            rest = x.shape[1] - to_x.shape[1]  # the last row and column, if no window saw them
+            to_x = F.pad(to_x, (0, 0, 0, rest, 0, rest)) if rest else to_x
+        return to_x, _kernel_grad(x, grad, kernel), _bias_grad(grad)
 
 
 class _Deconv(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
         x = x.contiguous()
-        ctx.save_for_backward(x, weight)
-        (n, s, _, i), (_, k, _, o) = x.shape, weight.shape
-        side = 2 * s + k - 2
-        if k % 2:
-            return _nhwc(F.conv_transpose2d(_nchw(x), _nchw(weight), bias, 2)).detach()
-        if o >= 8:
-            y = F.conv_transpose2d(_nchw(x), _pairs(weight), bias.repeat(2), (2, 1))
-            return _nhwc(y).reshape(n, side, side, o).detach()
-        # Few channels: all four phases of the output as the channels of one plain convolution.
-        taps = weight.view(i, k // 2, 2, k // 2, 2, o).flip(1, 3)
-        taps = taps.permute(2, 4, 5, 1, 3, 0).reshape(4 * o, k // 2, k // 2, i)
-        y = _nhwc(F.conv2d(_nchw(x), _nchw(taps), bias.repeat(4), padding=k // 2 - 1))
-        return y.reshape(n, side // 2, side // 2, 2, 2 * o).transpose(2, 3).reshape(n, side, side, o)
+        ctx.save_for_backward(x, kernel)
+        return _up(x, kernel, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        x, kernel = ctx.saved_tensors
         grad = grad.contiguous()
-        even = weight.shape[1] % 2 == 0
-        view, stride = (_pairs, (2, 1)) if even else (_nchw, (2, 2))
-        gx = _nhwc(F.conv2d(view(grad), view(weight), None, stride)) if ctx.needs_input_grad[0] else None
-        return gx, _conv_grads(x, grad, weight, False)[1], _bias_grad(grad)
+        to_x = _down(grad, kernel, None) if ctx.needs_input_grad[0] else None
+        return to_x, _kernel_grad(grad, x, kernel), _bias_grad(grad)
 
 
 class GRUCell(nn.Module):
