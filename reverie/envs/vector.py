@@ -226,8 +226,8 @@ class WorkerEnvs(Envs):
 
     Observations come back through shared memory. Workers never are forks of this process (a fork after the
     first picture hangs) but of a clean server, or spawned where there is none; so ``factory`` must be
-    picklable and a script must start under ``if __name__ == "__main__":``. Workers ignore Ctrl-C, and die with this
-    process.
+    picklable and a script must start under ``if __name__ == "__main__":``. Workers ignore Ctrl-C, and die
+    with this process.
     """
 
     def __init__(self, factory: Callable[[], Env], n: int, seed: int, workers: int) -> None:
