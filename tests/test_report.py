@@ -65,8 +65,8 @@ def test_a_whole_run_is_told(run):
     page = Page(path.read_text())
     assert "dreamer_v1 on dmc/cup_catch" in page.words
     assert (
-        "After 3,000 env steps the agent earns 60.0 ± 1.50 an episode over 2 episodes, 39.5 more than the random "
-        "policy, which earns 20.5."
+        "After 3,000 env steps the agent earns 60.0 ± 1.50 an episode over 2 episodes, 39.5 more than the "
+        "random policy, which earns 20.5."
     ) in page.words
     assert "preset laptop · seed 3" in page.words
     assert "1 h 15 min" in page.words and "The last 12 of 15." in page.words

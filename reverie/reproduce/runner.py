@@ -2,8 +2,8 @@
 
 Runs are ordered seed by seed, all arms of a seed before the next, so that whatever is finished compares
 equals. A finished run is never run twice, an unfinished one goes on where it stopped, and the results are
-written anew after every run: a study may be interrupted at any moment and its page tells how many seeds it
-stands on.
+written as it goes on and whenever it ends: a study may be interrupted at any moment, and its page tells how
+many seeds it stands on.
 
     runs/reproduce/NAME/BUDGET/ARM/ENV/seed-0    the run folders, and beside each a note of what was asked for
     results/NAME/BUDGET/                         README.md, summary.json, curves.json, figure.svg, figure.png
@@ -61,6 +61,7 @@ Predict = Callable[[Path, int, int, int, int], tuple[np.ndarray, np.ndarray]]
 CONTEXT, LENGTH, EPISODES = 5, 50, 10  # the papers' open-loop protocol: 5 frames seen, 45 predicted
 EVALUATIONS = 10  # of a run, evenly spread
 POINTS = 200  # of a curve in curves.json
+WRITE_EVERY = 60.0  # seconds between two writings of the results, at least
 
 
 @dataclass(frozen=True)
@@ -121,33 +122,56 @@ def reproduce(
     console.print(f"[bold]{claim.name}[/] ({claim.system}, {budget}): {claim.sentence}", highlight=False)
     planned = list(plan(claim, budget, seeds, Path(runs)))
     failures: list[Failure] = []
-    for number, run in enumerate(planned, 1):
-        title = f"{run.arm.name}, {run.env}, seed {run.seed}"
-        done = _finished(run, size.preset) and (not claim.films or (run.folder / "open_loop.npz").exists())
-        if done:
-            console.print(f"  {number}/{len(planned)}  {title}: finished before", highlight=False)
-            continue
-        console.rule(f"{number}/{len(planned)}  {title}", style="dim", align="left")
-        try:
-            seconds = _train(run, size.preset, train_fn)
-            if claim.films:
-                _predict(run, predict_fn)
-        except Stopped as error:
-            console.print(f"  {error}; the same command goes on from here", highlight=False)
-            break
-        except Exception as error:  # one broken run must not cost a night of others; it is told, never hidden
-            failures.append(Failure(run.arm.name, run.env, run.seed, f"{type(error).__name__}: {error}"))
-            console.print(f"  [red]broke down[/] {failures[-1].error}", highlight=False, markup=True)
-            continue
-        console.print(f"  done in {_duration(seconds)}", highlight=False)
-        if number < len(planned):
+    written = time.monotonic()
+    try:
+        for number, run in enumerate(planned, 1):
+            title = f"{number}/{len(planned)}  {run.arm.name}, {run.env}, seed {run.seed}"
+            try:
+                _carry_out(run, claim, size.preset, title, console, train_fn, predict_fn)
+            except Stopped as error:
+                console.print(f"  {error}; the same command goes on from here", highlight=False)
+                break
+            except Exception as error:  # one broken run must not cost a night of others; it is told
+                failures.append(Failure(run.arm.name, run.env, run.seed, f"{type(error).__name__}: {error}"))
+                console.print(
+                    f"  broke down: {failures[-1].error}", style="red", highlight=False, markup=False
+                )
+            if time.monotonic() - written > WRITE_EVERY and _any_finished(planned, claim, size):
+                write_results(name, budget, seeds, runs, results, failures)
+                written = time.monotonic()
+    finally:
+        if _any_finished(planned, claim, size):
             write_results(name, budget, seeds, runs, results, failures)
-    if not any(_finished(run, size.preset) for run in planned):
+    if not _any_finished(planned, claim, size):
         why = f"the first broke down with {failures[0].error}" if failures else "the same command goes on"
         raise ReverieError(f"no run of '{name}' is finished yet; {why}")
-    out = write_results(name, budget, seeds, runs, results, failures)
+    out = Path(results) / name / budget
     _tell(console, read_json(out / "summary.json"), out)
     return out
+
+
+def _carry_out(
+    run: Planned,
+    claim: Claim,
+    preset: str,
+    title: str,
+    console: Console,
+    train_fn: Train | None,
+    predict_fn: Predict | None,
+) -> None:
+    """Train and, where the claim asks for it, predict; nothing if both were done before."""
+    if _finished(run, preset, claim.films):
+        console.print(f"{title}: finished before", highlight=False)
+        return
+    console.rule(title, style="dim", align="left")
+    if not _finished(run, preset, films=False):
+        console.print(f"  trained in {_duration(_train(run, preset, train_fn))}", highlight=False)
+    if claim.films:
+        _predict(run, predict_fn)
+
+
+def _any_finished(planned: Sequence[Planned], claim: Claim, size: Budget) -> bool:
+    return any(_finished(run, size.preset, claim.films) for run in planned)
 
 
 def plan(claim: Claim, budget: str, seeds: int, runs: Path) -> Iterator[Planned]:
@@ -207,14 +231,14 @@ def _asked(run: Planned, preset: str) -> dict[str, Any]:
     return json.loads(json.dumps({**asked, "overrides": run.overrides, "env_steps": run.arm.env_steps}))
 
 
-def _finished(run: Planned, preset: str) -> bool:
+def _finished(run: Planned, preset: str, films: bool) -> bool:
+    """Trained to the end with these settings (or further), and filmed if it has to be."""
     note, asked = read_json(run.note), _asked(run, preset)
     had = note.get("asked", {})
-    return (
-        note.get("finished") is True
-        and {**had, "env_steps": 0} == {**asked, "env_steps": 0}
-        and (had.get("env_steps", 0) >= asked["env_steps"])
-    )
+    same = {**had, "env_steps": 0} == {**asked, "env_steps": 0}
+    far = had.get("env_steps", 0) >= asked["env_steps"]
+    filmed = not films or (run.folder / "open_loop.npz").exists()
+    return note.get("finished") is True and same and far and filmed
 
 
 # What is written
@@ -238,7 +262,7 @@ def write_results(
     done = [
         Run(p.arm.name, p.env, p.seed, p.folder, float(read_json(p.note).get("seconds", 0.0)))
         for p in planned
-        if _finished(p, size.preset)
+        if _finished(p, size.preset, claim.films)
     ]
     if not done:
         raise ReverieError(f"'{name}' has no finished run under {runs} at budget '{budget}'; run it first")
@@ -328,7 +352,7 @@ def measures(claim: Claim, runs: Sequence[Run]) -> dict[str, Any]:
         values = pooled([run for run in runs if run.arm == arm], measure)
         if values:
             interval = statistics.bootstrap_interval(list(values.values()))
-            table[f"{_slug(arm).replace('-', '_')}_{name}"] = {
+            table[f"{_slug(arm).lower().replace('-', '_')}_{name}"] = {
                 "iqm": interval.estimate,
                 "low": interval.low,
                 "high": interval.high,
@@ -383,8 +407,7 @@ def _film(runs: Sequence[Run], out: Path) -> list[str]:
     errors = [(float(np.mean([*MODEL_ERROR.of(run).values()])), i) for i, run in enumerate(runs)]
     run = runs[sorted(errors)[(len(errors) - 1) // 2][1]]
     found = read_open_loop(run.folder)
-    if found is None:
-        return []
+    assert found is not None  # a run that was not filmed is not finished
     truth, told, context = found
     save_strip(out / "strip.png", truth[0], told[0], context)
     save_gif(out / "open_loop.gif", open_loop(truth[:3], told[:3], context), fps=10)

@@ -137,7 +137,7 @@ def _final_return(run: Run) -> Values:
     for task in run.tasks:
         x, y = run.curve(task)
         if len(x):
-            values[task] = [float(y[x >= (1 - LAST_PART) * x[-1]].mean())]
+            values[task] = [float(y[x > (1 - LAST_PART) * x[-1]].mean())]
     return values
 
 

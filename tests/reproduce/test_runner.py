@@ -1,0 +1,226 @@
+"""A study from plan to page, with a training that takes no time."""
+
+import json
+
+import pytest
+from rich.console import Console
+
+from reverie.reproduce import get_claim, reproduce, runner, write_results
+from reverie.reproduce.statistics import iqm
+from reverie.types import ReverieError
+
+QUIET = Console(quiet=True)
+KEYS = {
+    *(
+        "claim",
+        "budget",
+        "verdict",
+        "seeds",
+        "env",
+        "env_steps",
+        "wall_clock_s",
+        "threads",
+        "machine",
+        "command",
+    ),
+    *("commit", "measures", "difference", "published", "note"),
+}
+
+
+@pytest.fixture
+def go(tmp_path, training, predict):
+    def run(name="dreamer-beats-planet", budget="debug", seeds=None):
+        out = reproduce(
+            name, budget, seeds, tmp_path / "runs", tmp_path / "results", training, predict, QUIET
+        )
+        return out, json.loads((out / "summary.json").read_text())
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def plain_figures(request, monkeypatch):
+    """Drawing takes longest; only the tests that look at pictures draw."""
+    if "pictures" not in request.node.name:
+        from reverie.reproduce import figure
+
+        monkeypatch.setattr(figure, "draw", lambda *_: ["figure.svg", "figure.png"])
+
+
+def test_pictures_and_numbers_of_a_whole_claim(go):
+    out, summary = go()
+    assert sorted(p.name for p in out.iterdir()) == [
+        *("README.md", "curves.json", "figure.png", "figure.svg", "summary.json")
+    ]
+    assert summary.keys() >= KEYS
+    assert summary["verdict"] == "holds" and summary["seeds"] == 3 and summary["env"] == "Pendulum-v1"
+    dreamer = summary["measures"]["dreamer_final_return"]
+    assert dreamer["per_seed"] == [90, 91, 92] and dreamer["iqm"] == iqm([90, 91, 92])
+    assert (dreamer["low"], dreamer["high"]) == (90, 92)
+    assert summary["difference"] == {"low": 28.6667, "high": 31.3333}
+    assert summary["measures"]["planet_seconds_per_env_step"]["iqm"] == pytest.approx(0.05)
+    assert summary["command"] == "reverie reproduce dreamer-beats-planet --budget debug --seeds 3"
+    assert summary["published"] == []  # nobody published these few steps
+    curves = json.loads((out / "curves.json").read_text())["runs"]
+    assert len(curves) == 9  # two arms of three seeds, three horizons of one
+    assert set(curves[0]) == {"arm", "env", "seed", "env_steps", "updates", "seconds", "return"}
+    assert curves[0]["return"][-1] == 90 and curves[0]["env_steps"][-1] == 600
+    text = (out / "figure.svg").read_text()
+    for word in ("Dreamer", "PlaNet", "random policy", "Pendulum-v1", "holds", "imagination horizon H"):
+        assert word in text
+    page = (out / "README.md").read_text()
+    assert page.startswith("# dreamer-beats-planet\n") and "**Holds**, with 3 seeds" in page
+    assert "| Dreamer - PlaNet, final return | 30 |" in page and "Hafner et al. 2020" in page
+
+
+def test_seeds_come_round_by_round(go, training):
+    go("planet-data-efficiency", seeds=2)
+    assert [seed for *_, seed in training.calls] == [0] * 5 + [1] * 5
+    go_on = len(training.calls)
+    go("planet-data-efficiency", seeds=2)
+    assert len(training.calls) == go_on  # what is finished is not run again
+    go("planet-data-efficiency", seeds=3)
+    assert [seed for *_, seed in training.calls[go_on:]] == [2] * 5
+
+
+def test_two_seeds_leave_it_open_and_a_side_question_has_its_own_number(go, training):
+    _, summary = go(seeds=2)
+    assert summary["verdict"] == "open" and summary["seeds"] == 2
+    assert sum(1 for agent, *_ in training.calls if agent == "dreamer_v1") == 2 + 3
+
+
+def test_the_wrong_direction_fails(go, training):
+    training.level = lambda agent, seed, overrides: {"dreamer_v1": 30.0, "planet": 60.0}[agent] + seed
+    out, summary = go()
+    assert summary["verdict"] == "fails" and summary["difference"]["high"] < 0
+    assert "**Fails**" in (out / "README.md").read_text()
+
+
+def test_a_broken_run_is_told_and_mended_later(go, training):
+    training.broken = {0}
+    out, summary = go("dreamer-discrete", seeds=4)
+    assert summary["verdict"] == "open" and summary["seeds"] == 3
+    assert summary["failures"] == [
+        {
+            "arm": "straight-through",
+            "env": "reverie/Catch-v0",
+            "seed": 0,
+            "error": "RuntimeError: the disk is | full",
+        }
+    ]
+    assert "Unfinished: 3 of 4" in summary["note"]
+    assert "the disk is \\| full" in (out / "README.md").read_text()
+    _, summary = go("dreamer-discrete", seeds=4)
+    assert len(training.calls) == 9 and summary["verdict"] == "holds" and summary["failures"] == []
+
+
+def test_ctrl_c_ends_the_study_and_the_next_call_goes_on(go, training):
+    training.stops_at = 0.5
+    with pytest.raises(ReverieError, match="the same command goes on"):
+        go()
+    assert len(training.calls) == 1
+    training.stops_at = 1.0
+    go()
+    assert len(training.calls) == 10
+
+
+def test_if_all_break_down_it_says_why(go, training):
+    training.broken = set(range(100))
+    with pytest.raises(ReverieError, match="the disk is"):
+        go()
+
+
+def test_partial_results_are_written_as_runs_finish(go, training, tmp_path):
+    def die(agent, seed, overrides):
+        if len(training.calls) == 4:
+            raise KeyboardInterrupt
+        return 50.0
+
+    training.level = die
+    with pytest.raises(KeyboardInterrupt):
+        go("dreamer-discrete")
+    summary = json.loads((tmp_path / "results/dreamer-discrete/debug/summary.json").read_text())
+    assert summary["seeds"] == 1 and "Unfinished: 1 of 3" in summary["note"]
+
+
+def test_other_settings_do_not_mix_with_old_runs(go, training, tmp_path, monkeypatch):
+    go("dreamer-discrete", seeds=1)
+    note = tmp_path / "runs/dreamer-discrete/debug/straight-through/reverie-Catch-v0/seed-0.json"
+    about = json.loads(note.read_text())
+    about["asked"]["overrides"]["horizon"] = 99
+    note.write_text(json.dumps(about))
+    _, summary = go("dreamer-discrete", seeds=1)
+    assert "was begun with other settings" in summary["failures"][0]["error"]
+    assert len(training.calls) == 2
+
+
+def test_more_steps_go_on_where_fewer_ended(go, training, tmp_path):
+    go("dreamer-discrete", seeds=1)
+    note = tmp_path / "runs/dreamer-discrete/debug/straight-through/reverie-Catch-v0/seed-0.json"
+    about = json.loads(note.read_text())
+    about["asked"]["env_steps"] = 300
+    note.write_text(json.dumps(about))
+    go("dreamer-discrete", seeds=1)
+    assert len(training.calls) == 3 and json.loads(note.read_text())["asked"]["env_steps"] == 600
+
+
+def test_open_loop_pictures(go, tmp_path):
+    out, summary = go("open-loop-video")
+    assert {"strip.png", "open_loop.gif", "figure.svg"} <= {p.name for p in out.iterdir()}
+    assert summary["verdict"] == "holds"
+    model = summary["measures"]["dreamer_open_loop_error"]
+    assert (
+        len(model["per_seed"]) == 3 * 10
+        and model["iqm"] < summary["measures"]["dreamer_mean_image_error"]["iqm"]
+    )
+    assert summary["comparisons"][0]["runs"] == 30
+    assert "strip.png" in (out / "README.md").read_text()
+
+
+def test_a_prediction_of_the_wrong_shape_is_a_failure_in_words(tmp_path, training, predict):
+    def half(*asked):
+        truth, told = predict(*asked)
+        return truth, told[:, :9]
+
+    with pytest.raises(ReverieError, match="two arrays 'n t h w c'"):
+        reproduce("open-loop-video", "debug", 1, tmp_path / "a", tmp_path / "b", training, half, QUIET)
+    reproduce("open-loop-video", "debug", 1, tmp_path / "a", tmp_path / "b", training, predict, QUIET)
+    assert len(training.calls) == 1  # what was trained is filmed, not trained again
+
+
+def test_one_agent_is_asked_task_by_task(go):
+    _, summary = go("planet-one-agent")
+    decisive = [c for c in summary["comparisons"] if c["counts"]]
+    assert [c["name"].split(", ")[1] for c in decisive] == ["cartpole_swingup", "cup_catch"]
+    assert summary["verdict"] == "holds" and summary["env_steps"] == 1200
+
+
+def test_published_numbers_stand_only_beside_the_same_setting():
+    claim = get_claim("planet-data-efficiency")
+    paper = runner.matching(claim, claim.budget("paper"))
+    assert {p.env: p.value for p in paper}["dmc/cup_catch"] == 930
+    assert runner.matching(claim, claim.budget("laptop")) == []
+
+
+def test_results_need_runs(tmp_path):
+    with pytest.raises(ReverieError, match="no finished run"):
+        write_results("open-loop-video", "debug", None, tmp_path, tmp_path)
+    with pytest.raises(ReverieError, match="at least one seed"):
+        reproduce("open-loop-video", "debug", 0, tmp_path, tmp_path, console=QUIET)
+
+
+def test_the_order_of_the_plan(tmp_path):
+    planned = list(runner.plan(get_claim("planet-one-agent"), "debug", 2, tmp_path))
+    assert [(p.arm.name, p.env.count("+"), p.seed) for p in planned[:4]] == [
+        ("one agent", 1, 0), ("an agent each", 0, 0), ("an agent each", 0, 0), ("one agent", 1, 1),
+    ]  # fmt: skip
+    assert len({p.folder for p in planned}) == len(planned) == 6
+    pendulum = next(runner.plan(get_claim("planet-data-efficiency"), "paper", 1, tmp_path))
+    assert pendulum.overrides["action_repeat"] == 8  # cartpole swing-up's own
+
+
+def test_unknown_numbers_are_null(tmp_path):
+    runner._write(tmp_path / "x.json", {"a": float("nan"), "b": [1.0, 2.5, None], "c": 1 / 3})
+    text = (tmp_path / "x.json").read_text()
+    assert json.loads(text) == {"a": None, "b": [1.0, 2.5, None], "c": 0.333333}
+    assert "[ 1.0, 2.5, null ]" in text  # numbers in a row stay in a row
