@@ -170,8 +170,8 @@ class ImageDecoder(nn.Module):
 
 
 # What follows is the arithmetic of torch.nn's layers, arranged for a CPU; benchmarks/layers.py measures it.
-# Images are "n h w c" and kernels "o k k i" throughout. The gradient of either layer to its input is the other
-# layer, and both have the same gradient to the kernel.
+# Images are "n h w c" and kernels "o k k i" throughout. The gradient of either layer to its input is the
+# other layer, and both have the same gradient to the kernel.
 
 
 def _ours(x: Tensor) -> bool:
