@@ -31,10 +31,17 @@ def make_env(
     ``dmc/<domain>_<task>`` is the DeepMind Control Suite; any other name is looked up with Gymnasium
     (``Pendulum-v1``, ``gym/Pendulum-v1``, ``module:Name-v0``). With ``pixels`` nothing but pictures is
     observed: the environment's own if it has any, else what it draws. Pictures are ``image_size`` square
-    (None: as they are). ``time_limit`` in env steps replaces the environment's own. ``renderer`` is how
+    (None: as they are). ``time_limit`` in env steps replaces the environment's own. ``a+b`` is both tasks, one per episode. ``renderer`` is how
     MuJoCo draws: reference, near or fast; ``camera`` is its number or name (None: the one that shows the
     task). Raises ``ReverieError`` for unknown names and missing packages.
     """
+    if "+" in name:
+        from reverie.envs.tasks import Tasks
+
+        options: dict[str, Any] = dict(pixels=pixels, image_size=image_size, action_repeat=action_repeat)
+        options |= dict(time_limit=time_limit, renderer=renderer, camera=camera)
+        names = name.split("+")
+        return Tasks([make_env(task, **options) for task in names], names)
     size, endless = _check_size(pixels, image_size), time_limit is not None
     env: Env
     if name.startswith("dmc/"):
