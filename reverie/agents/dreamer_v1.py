@@ -177,7 +177,9 @@ class DreamerV1:
             self.encoder,
             self.decoder,
             lambda feat: self.reward(feat) / self.config.reward_scale,
-            None if cont is None else lambda feat: torch.sigmoid(cont(feat)) / self.config.discount,
+            None
+            if cont is None
+            else lambda feat: (torch.sigmoid(cont(feat)) / self.config.discount).clamp(max=1),
             self.scale,
             self.unscale,
             self.generators["dream"],
