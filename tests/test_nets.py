@@ -89,6 +89,14 @@ def test_decoder_equals_stock_transposed_convolutions(depth, channels, n, feat):
         close(a, b)
 
 
+def test_other_precisions_take_the_plain_way_to_the_same_numbers():
+    encoder, decoder = ImageEncoder((64, 64, 3), 4), ImageDecoder(10, (64, 64, 3), 4)
+    image, feat = torch.rand(2, 64, 64, 3), torch.randn(2, 10)
+    embed, mean = encoder(image), decoder(feat)
+    close(embed, encoder.double()(image.double()).float())
+    close(mean, decoder.double()(feat.double()).float())
+
+
 def test_leading_dimensions_pass_through():
     image = torch.rand(2, 3, 64, 64, 3)
     encoder, decoder = ImageEncoder((64, 64, 3), 4), ImageDecoder(10, (64, 64, 3), 4)
