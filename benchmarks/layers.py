@@ -1,8 +1,8 @@
 """Each layer of the image encoder and decoder, ours and PyTorch's own, as a share of the matrix-product rate.
 
-    python benchmarks/layers.py [--depth 32] [--images 200] [--threads 1] [--rounds 4] [--faults]
+    python benchmarks/layers.py [--depth 32] [--images 150] [--threads 1] [--rounds 4] [--faults]
 
-"ours" is ``reverie.nets``; "stock" is ``torch.nn`` in its channels-last form, the faster of its two here. Both
+"ours" is ``reverie.nets``; "stock" is ``torch.nn`` in its channels-last form, the faster of its two here. They
 take turns, and the best round counts. On one thread the processor's time is measured, so that a neighbour
 costs little; on more, the wall clock.
 
@@ -135,7 +135,7 @@ def cases(d: int) -> list[tuple[str, nn.Module, nn.Module, tuple[int, ...], int,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--depth", type=int, default=32)
-    parser.add_argument("--images", type=int, default=200)
+    parser.add_argument("--images", type=int, default=150)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--faults", action="store_true", help="leave the C library's memory as it is")

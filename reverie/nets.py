@@ -175,7 +175,7 @@ class ImageDecoder(nn.Module):
 
 
 def _ours(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
 
 
 def _nchw(x: Tensor) -> Tensor:
@@ -190,7 +190,7 @@ def _pairs(x: Tensor, kernel: Tensor) -> tuple[Tensor, Tensor, list[int]]:
     """An image, a kernel and the stride between them. Where both are of even width, two neighbouring columns
     become one of twice the channels, which is a view and leaves half the steps, each twice as long."""
     even = x.shape[2] % 2 == 0 and kernel.shape[2] % 2 == 0
-    x, kernel = (t.view(*t.shape[:2], t.shape[2] // 2, -1) if even else t for t in (x, kernel))
+    x, kernel = (t.reshape(*t.shape[:2], t.shape[2] // 2, -1) if even else t for t in (x, kernel))
     return _nchw(x), _nchw(kernel), [2, 1] if even else [2, 2]
 
 
@@ -208,11 +208,11 @@ def _up(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         return _nhwc(F.conv_transpose2d(_nchw(x), _nchw(kernel), bias, 2))
     if i >= 8:
         bias = None if bias is None else bias.repeat(2)
-        y = F.conv_transpose2d(_nchw(x), _nchw(kernel.view(o, k, k // 2, 2 * i)), bias, (2, 1))
+        y = F.conv_transpose2d(_nchw(x), _nchw(kernel.reshape(o, k, k // 2, 2 * i)), bias, (2, 1))
         return _nhwc(y).reshape(n, side, side, i)
     # So few channels fill no vector: the output's four phases are the channels of one plain convolution.
     bias = None if bias is None else bias.repeat(4)
-    taps = kernel.view(o, k // 2, 2, k // 2, 2, i).flip(1, 3).permute(2, 4, 5, 1, 3, 0)
+    taps = kernel.reshape(o, k // 2, 2, k // 2, 2, i).flip(1, 3).permute(2, 4, 5, 1, 3, 0)
     taps = taps.reshape(4 * i, k // 2, k // 2, o)
     y = _nhwc(F.conv2d(_nchw(x), _nchw(taps), bias, padding=k // 2 - 1))
     return y.reshape(n, side // 2, side // 2, 2, 2 * i).transpose(2, 3).reshape(n, side, side, i)

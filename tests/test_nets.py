@@ -54,15 +54,15 @@ def test_counts_are_those_of_the_papers_code():
 def test_encoder_equals_stock_convolutions(depth, channels, n):
     encoder = ImageEncoder((64, 64, channels), depth)
     scatter_biases(encoder)
-    image = torch.rand(n, 64, 64, channels) - 0.5
+    image = (torch.rand(n, 64, 64, channels) - 0.5).requires_grad_()
     ours, theirs = encoder(image), stock_encoder(encoder, image)
     close(ours, theirs)
     assert ours.shape == (n, 32 * depth) == (n, encoder.embed)
     weight = torch.randn_like(ours)
-    parameters = list(encoder.parameters())
+    wanted = [image, *encoder.parameters()]
     for a, b in zip(
-        torch.autograd.grad((ours * weight).sum(), parameters),
-        torch.autograd.grad((theirs * weight).sum(), parameters),
+        torch.autograd.grad((ours * weight).sum(), wanted),
+        torch.autograd.grad((theirs * weight).sum(), wanted),
         strict=True,
     ):
         close(a, b)
@@ -95,6 +95,8 @@ def test_other_precisions_take_the_plain_way_to_the_same_numbers():
     embed, mean = encoder(image), decoder(feat)
     close(embed, encoder.double()(image.double()).float())
     close(mean, decoder.double()(feat.double()).float())
+    with torch.autocast("cpu", torch.bfloat16):
+        close(decoder.float()(feat).float(), mean, 0.05)
 
 
 def test_leading_dimensions_pass_through():
