@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import importlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from reverie.types import ReverieError
 
@@ -102,7 +102,10 @@ def config_class(name: str) -> Any:
 
 
 def resolve(agent: str, presets: Sequence[str], overrides: Mapping[str, Any] | None = None) -> Any:
-    """An agent's Config: the paper's values, then each preset, then single fields."""
+    """An agent's Config: the paper's values, then each preset, then single fields.
+
+    Raises ``ReverieError`` for names that do not exist, and for a value that is not among those of its field.
+    """
     cls = config_class(agent)
     fields = {field.name for field in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
@@ -110,6 +113,11 @@ def resolve(agent: str, presets: Sequence[str], overrides: Mapping[str, Any] | N
         values |= PRESETS[agent][known(preset, PRESETS[agent], f"preset of {agent}")]
     for name, value in (overrides or {}).items():
         values[known(name, fields, f"setting of {agent}")] = value
+    hints = get_type_hints(cls)
+    for name, value in values.items():
+        if get_origin(hints[name]) is Literal and value not in get_args(hints[name]):
+            choices = ", ".join(map(repr, get_args(hints[name])))
+            raise ReverieError(f"{name} of {agent} must be one of {choices}, not {value!r}")
     return cls(**values)
 
 
