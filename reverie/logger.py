@@ -66,7 +66,7 @@ class Logger:
             if not math.isfinite(total):
                 raise NotFinite(f"the metric {name}")
 
-    def write(self, env_steps: int, **now: int | float) -> dict[str, float]:
+    def write(self, env_steps: int, **now: int | float) -> dict[str, int | float]:
         """Write the averages, and the numbers of this moment, under ``env_steps``."""
         self.check()
         row = {name: float(total) / count for name, (total, count) in self.sums.items()}
@@ -134,7 +134,7 @@ class Board:
             start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
             self.put(step=begin, session_log=start)
 
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
+    def write(self, step: int, scalars: Mapping[str, int | float]) -> None:
         values = [self.summary.Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         self.put(step=step, summary=self.summary.Summary(value=values))
         self.file.flush()

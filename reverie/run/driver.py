@@ -26,6 +26,7 @@ from torch import Tensor
 from reverie.types import Agent, ReverieError, Step
 
 Record = tuple[Step, np.ndarray]  # a row and the action chosen at it
+FLAGS = ("reward", "is_first", "is_last", "is_terminal", "env_steps")
 
 
 @dataclass
@@ -163,15 +164,13 @@ class Driver:
 def row_of(rows: Step, i: int) -> Step:
     """Row of stream i alone."""
     obs = {key: value[i] for key, value in rows.obs.items()}
-    return Step(
-        obs, rows.reward[i], rows.is_first[i], rows.is_last[i], rows.is_terminal[i], rows.env_steps[i]
-    )
+    return Step(obs, *(getattr(rows, name)[i, ...] for name in FLAGS))  # arrays, not scalars
 
 
 def put_row(rows: Step, i: int, row: Step) -> None:
     for key in rows.obs:
         rows.obs[key][i] = row.obs[key]
-    for name in ("reward", "is_first", "is_last", "is_terminal", "env_steps"):
+    for name in FLAGS:
         getattr(rows, name)[i] = getattr(row, name)
 
 

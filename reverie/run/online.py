@@ -235,7 +235,7 @@ class Online:
                 return None
         return seconds
 
-    def log(self, **now: float) -> None:
+    def log(self, **now: Any) -> None:
         self.logger.write(
             self.env_steps,
             updates=self.updates,
