@@ -2,7 +2,7 @@
 
     python benchmarks/layers.py [--depth 32] [--images 150] [--threads 1] [--rounds 4] [--faults]
 
-"ours" is ``reverie.nets``; "stock" is ``torch.nn`` in its channels-last form, the faster of its two here. They
+"ours" is ``reverie.nets``; "stock" is ``torch.nn`` in its channels-last form, here its faster one. They
 take turns, and the best round counts. On one thread the processor's time is measured, so that a neighbour
 costs little; on more, the wall clock.
 
