@@ -53,7 +53,7 @@ def test_open_loop_stacks_truth_prediction_error():
     prediction = truth.copy()
     prediction[5:] = 0
     video = media.open_loop(truth, prediction, context=5)
-    scale = 10  # 16 pixels shown as 160
+    scale = 8  # 16 pixels shown as 128
     h = 16 * scale
     assert video.shape == (10, 6 + 3 * (h + 4) + 4, h + 8, 3)
     top = 6 + 4

@@ -31,7 +31,8 @@ def predict(
         played = [_play(player, env, SEED + 1000 * seed + i, length) for i in range(episodes)]
     finally:
         env.close()
-    return player.agent.report(_batch(played), context)[image]
+    told = player.agent.report(_batch(played), context)
+    return next(pair for name, pair in told.items() if name.split("/")[-1] == image)
 
 
 def _play(player, env, seed: int, length: int) -> tuple[list, list[np.ndarray]]:
