@@ -35,7 +35,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reverie.dists import Bernoulli, Normal, OneHot, TanhNormal, UnitNormal
+from reverie.dists import Bernoulli, OneHot, TanhNormal, UnitNormal
 from reverie.heads import Decoder, Encoder, Scalar
 from reverie.imagine import open_loop
 from reverie.models.latent_world import LatentWorld
@@ -57,6 +57,7 @@ class Config:
     action_repeat: int = 2  # R, env steps per decision (Sec. 6)
     steps: int = 5_000_000  # env steps in all (Sec. 6)
     prefill: int = 5_000  # env steps of uniformly random actions: S = 5 episodes (Alg. 1)
+    pretrain: int = 0  # updates of the world model alone, before the first burst
     train_every: int = 1_000  # env steps between two bursts of updates
     train_updates: int = 100  # C, updates in a burst (Alg. 1)
     batch_size: int = 50  # B (Alg. 1)
@@ -250,6 +251,12 @@ class DreamerV1:
         losses, metrics = model_loss(self, feat, post, prior, obs, batch)
         model = self.model_opt.gradient(sum(losses.values()))
 
+        if self.updates < c.pretrain:
+            step(model)
+            self.updates += 1
+            named = {f"loss/{name}": loss.detach() for name, loss in losses.items()}
+            return {**named, **metrics, "grad/model": model.norm}
+
         start, weight_0 = self.imagination_starts(post, batch, generator)
         dream = self.rssm.imagine(start, self.policy, c.horizon, generator)
         reward, value, discount = self.reward(dream.feat), self.critic(dream.feat), self.discounts(dream)
@@ -281,10 +288,14 @@ class DreamerV1:
             return dist.score_sample(generator)
         return dist.sample(generator)
 
-    def imagination_starts(self, post: State, batch: Batch, generator: torch.Generator) -> tuple[State, Tensor]:
+    def imagination_starts(
+        self, post: State, batch: Batch, generator: torch.Generator
+    ) -> tuple[State, Tensor]:
         """Posterior states to imagine from, without gradient, and their weights: 0 where the episode had ended."""
         start = post.detach().flatten()
-        weight = 1.0 - batch.is_terminal.flatten().float() if self.cont is not None else start.deter.new_ones(1)
+        weight = (
+            1.0 - batch.is_terminal.flatten().float() if self.cont is not None else start.deter.new_ones(1)
+        )
         n = self.config.starts
         if 0 < n < len(start.deter):
             pick = torch.randperm(len(start.deter), generator=generator, device=self.device)[:n]
@@ -339,7 +350,9 @@ def model_loss(
     reward = c.reward_scale * (torch.tanh(batch.reward) if c.reward_transform == "tanh" else batch.reward)
     losses["reward"] = UnitNormal(agent.reward(feat)).loss(reward).mean()
     if agent.cont is not None:
-        goes_on = c.discount * (1.0 - batch.is_terminal.float())  # a soft label: the head's mean contains gamma
+        goes_on = c.discount * (
+            1.0 - batch.is_terminal.float()
+        )  # a soft label: the head's mean contains gamma
         losses["cont"] = c.cont_scale * Bernoulli(agent.cont(feat)).loss(goes_on).mean()
     posterior, before = agent.rssm.latent.dist(post.stats), agent.rssm.latent.dist(prior)
     kl = posterior.kl(before)

@@ -57,6 +57,7 @@ class Config:
     action_repeat: int = 2  # R; each task has its own: 8, 4 or 2 (App. A), see the presets
     steps: int = 1_000_000  # env steps in all: 1000 episodes (Sec. 5)
     prefill: int = 5_000  # env steps of uniformly random actions: S = 5 episodes (App. A)
+    pretrain: int = 0  # updates before the first burst
     train_every: int = 1_000  # env steps between two bursts of updates: one episode
     train_updates: int = 100  # C (App. A)
     batch_size: int = 50  # B (App. A)
@@ -142,7 +143,9 @@ class PlaNet:
             noise = torch.rand(image.shape, generator=generator, device=image.device)
             return noise.add_(image // (256 // levels)).div_(levels).sub_(0.5)
 
-        return {key: picture(obs[key]) if space.is_image else obs[key] for key, space in self.obs_space.items()}
+        return {
+            key: picture(obs[key]) if space.is_image else obs[key] for key, space in self.obs_space.items()
+        }
 
     def unscale(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         return {
@@ -202,7 +205,9 @@ class PlaNet:
             return (action + noise * gauss).clamp(-1.0, 1.0)
         random = OneHot(torch.zeros_like(action), groups).draw(generator)
         coin = torch.rand(len(action), len(groups), generator=generator, device=action.device) < epsilon
-        return torch.where(coin.repeat_interleave(torch.tensor(groups, device=action.device), -1), random, action)
+        return torch.where(
+            coin.repeat_interleave(torch.tensor(groups, device=action.device), -1), random, action
+        )
 
     # Learning
 
@@ -303,7 +308,9 @@ def overshooting_loss(agent: PlaNet, post: State, batch: Batch, generator: Gener
     state, total = post, post.deter.new_zeros(())
     reached = torch.ones_like(batch.is_first)
     for d in range(1, min(c.overshooting, time - 1) + 1):
-        shifted = State(*(part[:, :-1] for part in state))  # "B T-d ...": starts that still have a row to go to
+        shifted = State(
+            *(part[:, :-1] for part in state)
+        )  # "B T-d ...": starts that still have a row to go to
         action = batch.prev_action[:, d:]
         state = rssm.img_step(shifted.flatten(), action.flatten(0, 1), generator)
         state = State(*(part.unflatten(0, (batch_size, time - d)) for part in state))

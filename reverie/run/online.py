@@ -62,8 +62,8 @@ class RunConfig:
 
 
 class Online:
-    """One run. Of ``config``, the agent's, the loop reads steps, prefill, train_every, train_updates, batch_size
-    and batch_length. ``show`` is called with each evaluation, before it counts as done."""
+    """One run. Of ``config``, the agent's, the loop reads steps, prefill, pretrain, train_every, train_updates,
+    batch_size and batch_length. ``show`` is called with each evaluation, before it counts as done."""
 
     def __init__(
         self,
@@ -177,6 +177,8 @@ class Online:
             self.episodes += 1
             self.scores = [*self.scores[-99:], episode.score]
             self.logger.add({"episode/return": episode.score, "episode/length": episode.length})
+        if before < self.config.prefill <= self.env_steps:
+            self.pending += self.config.pretrain
         while self.env_steps >= self.next_train:
             self.next_train += self.config.train_every
             self.pending += self.config.train_updates

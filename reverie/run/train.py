@@ -17,14 +17,14 @@ from reverie.data.replay import Replay
 from reverie.data.storage import read_about
 from reverie.envs import Env, Envs, SerialEnvs, WorkerEnvs, make_env
 from reverie.logger import Logger, duration
-from reverie.run.evaluate import Evaluation, Interrupted, evaluate
+from reverie.machine import prepare
+from reverie.run.evaluate import Evaluation, evaluate
 from reverie.run.folder import Plan, open_run, read_json, read_plan, size_in_bytes, write_json
 from reverie.run.online import Online, RunConfig, plural
 from reverie.types import ActionSpace, Agent, ObsSpace, ReverieError
 
 EVAL_SEED = 1_000_003  # evaluation episodes never start where training ones do
 SLACK = 10_000  # rows a stream may record beyond a checkpoint and still be taken back to it
-CORES = torch.get_num_threads()
 
 
 def train(
@@ -67,7 +67,7 @@ def carry_out(plan: Plan, folder: Path) -> bool:
             write_report(folder)
         print(finished(folder))
         return True
-    use_threads(plan.run)
+    prepare(plan.run.threads)
     with Parts() as parts:
         logger = parts.add(Logger(folder, plan.run.wandb, plan.as_dict()))  # and with it the folder's lock
         envs = parts.add(make_envs(plan, plan.run.envs))
@@ -299,12 +299,6 @@ def device(name: str) -> torch.device:
         return torch.device(name)
     except RuntimeError:
         raise ReverieError(f"there is no device called {name!r}; say --device cpu, cuda or auto") from None
-
-
-def use_threads(run: RunConfig) -> None:
-    """All cores for a learner that runs alone: beside another busy process, extra threads only wait."""
-    torch.set_num_threads(run.threads or CORES)
-    torch.set_flush_denormal(True)  # tiny activations would cost hundreds of cycles each
 
 
 def about(plan: Plan, envs: Envs, replay: Replay, folder: Path) -> str:

@@ -1,0 +1,66 @@
+"""The machine a run is on: what to call it, which code it runs, and how to make it go fast."""
+
+import ctypes
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+CORES = torch.get_num_threads()  # as PyTorch counts them, before anyone chose another number
+
+
+def describe() -> str:
+    """Processor, cores, accelerator and PyTorch, as a reader would name them; never a host name."""
+    model = platform.processor() or platform.machine()
+    try:
+        found = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())
+        model = found[1] if found else model
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{model.strip()}, {cores} cores{gpu}, torch {torch.__version__}"
+
+
+def commit() -> str | None:
+    """The commit of this code, with a plus if files differ from it; None outside a git checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=here, capture_output=True, text=True, timeout=20, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def prepare(threads: int = 0) -> None:
+    """Set this process up to learn. ``threads`` of PyTorch's; 0 for every core, right for a learner that runs alone:
+    beside another busy process, extra threads only wait."""
+    torch.set_num_threads(threads or CORES)
+    torch.set_flush_denormal(True)  # tiny activations would cost hundreds of cycles each
+    keep_memory()
+
+
+def keep_memory() -> None:
+    """Let the C library reuse what is freed instead of giving it back and asking anew.
+
+    Fresh pages cost a quarter of the convolutions' time (benchmarks/layers.py). Linux with glibc; elsewhere nothing.
+    """
+    mmap_threshold, trim_threshold = -3, -1
+    if sys.platform == "linux":
+        try:
+            libc = ctypes.CDLL("libc.so.6")
+        except OSError:
+            return
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
