@@ -43,7 +43,7 @@ class Encoder(nn.Module):
         self.vector_keys = list(vectors)
         width = sum(s.shape[0] for s in vectors.values())
         self.vectors = MLP(width, units, layers, act=act) if vectors else None
-        self.embed = sum(encoder.embed for encoder in self.images.values()) + (units if vectors else 0)
+        self.embed = sum(32 * depth for _ in images) + (units if vectors else 0)
 
     def forward(self, obs: Mapping[str, Tensor]) -> Float[Tensor, "*B E"]:
         parts = [encoder(obs[key]) for key, encoder in self.images.items()]

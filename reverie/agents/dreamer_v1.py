@@ -249,7 +249,7 @@ class DreamerV1:
         post, prior = self.rssm.observe(embed, batch.prev_action, batch.is_first, generator)
         feat = self.rssm.feat(post)
         losses, metrics = model_loss(self, feat, post, prior, obs, batch)
-        model = self.model_opt.gradient(sum(losses.values()))
+        model = self.model_opt.gradient(torch.stack([*losses.values()]).sum())
 
         if self.updates < c.pretrain:
             step(model)
@@ -299,7 +299,7 @@ class DreamerV1:
         n = self.config.starts
         if 0 < n < len(start.deter):
             pick = torch.randperm(len(start.deter), generator=generator, device=self.device)[:n]
-            start, weight = start[pick], weight.expand(len(start.deter))[pick]
+            return start.take(pick), weight.expand(len(start.deter))[pick]
         return start, weight
 
     def discounts(self, dream: Imagined) -> Tensor:

@@ -221,7 +221,7 @@ class PlaNet:
         losses, metrics = model_loss(self, self.rssm.feat(post), post, prior, obs, batch)
         if self.config.overshooting > 1:
             losses["overshooting"] = overshooting_loss(self, post, batch, generator)
-        model = self.model_opt.gradient(sum(losses.values()))
+        model = self.model_opt.gradient(torch.stack([*losses.values()]).sum())
         step(model)
         self.updates += 1
         return {

@@ -31,9 +31,9 @@ def make_env(
     ``dmc/<domain>_<task>`` is the DeepMind Control Suite; any other name is looked up with Gymnasium
     (``Pendulum-v1``, ``gym/Pendulum-v1``, ``module:Name-v0``). With ``pixels`` nothing but pictures is
     observed: the environment's own if it has any, else what it draws. Pictures are ``image_size`` square
-    (None: as they are). ``time_limit`` in env steps replaces the environment's own. ``a+b`` is both tasks, one per episode. ``renderer`` is how
-    MuJoCo draws: reference, near or fast; ``camera`` is its number or name (None: the one that shows the
-    task). Raises ``ReverieError`` for unknown names and missing packages.
+    (None: as they are). ``time_limit`` in env steps replaces the environment's own. ``a+b`` is both tasks,
+    one per episode. ``renderer`` is how MuJoCo draws: reference, near or fast; ``camera`` is its number or
+    name (None: the one that shows the task). Raises ``ReverieError`` for unknown names and missing packages.
     """
     if "+" in name:
         from reverie.envs.tasks import Tasks

@@ -43,7 +43,7 @@ class State(NamedTuple):
         """Merge the leading dimensions: "B T ..." to "B*T ..."."""
         return State(*(part.flatten(0, -2) for part in self))
 
-    def __getitem__(self, index) -> "State":  # type: ignore[override]
+    def take(self, index: Tensor) -> "State":
         """The same rows of every part."""
         return State(self.deter[index], self.stoch[index], self.stats[index])
 
@@ -183,7 +183,9 @@ class RSSM(nn.Module):
             y = self.act(torch.addmm(from_embed[t], deter, w_deter.t()))
             stats = self.obs_stats(y)
             stoch = self.latent.sample(stats, noises[t])
-            deters.append(deter), stochs.append(stoch), statss.append(stats)
+            deters.append(deter)
+            stochs.append(stoch)
+            statss.append(stats)
         post = State(torch.stack(deters, 1), torch.stack(stochs, 1), torch.stack(statss, 1))
         return post, self.prior(post.deter)
 
@@ -201,5 +203,6 @@ class RSSM(nn.Module):
             action = policy(feat)
             state = self.img_step(state, action, generator)
             feat = self.feat(state)
-            feats.append(feat), actions.append(action)
+            feats.append(feat)
+            actions.append(action)
         return Imagined(torch.stack(feats), torch.stack(actions), state)
