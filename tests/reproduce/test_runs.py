@@ -58,7 +58,8 @@ def test_seconds_leave_out_prefill_evaluations_and_a_clock_begun_anew(tmp_path):
 
 def test_video_errors_of_a_worked_example(tmp_path):
     truth = np.zeros((2, 4, 1, 1, 3), np.uint8)
-    truth[0, 2:], truth[1, 2:] = 255, 0  # episode 0 turns white where the context ends
+    truth[0, 2:] = 255  # episode 0 turns white where the context ends
+    truth[:, 0] = 255  # the first frame is not the last one seen
     told = np.zeros_like(truth)
     told[0, 3] = 255
     np.savez(tmp_path / "open_loop.npz", truth=truth, prediction=told, context=2)
