@@ -5,6 +5,7 @@ Noise comes from a script here, so that two ways to the same state can be compar
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -119,8 +120,8 @@ def test_the_start_is_zero():
 
 def test_states_can_be_cut_flattened_and_detached():
     state = State(torch.randn(2, 3, D, requires_grad=True), torch.randn(2, 3, S), torch.randn(2, 3, 2 * S))
-    assert torch.equal(state[1].deter, state.deter[1])
-    assert torch.equal(state[:, 2].stoch, state.stoch[:, 2])
+    assert torch.equal(state.take(1).deter, state.deter[1])
+    assert torch.equal(state.take(np.s_[:, 2]).stoch, state.stoch[:, 2])
     flat = state.flatten()
     assert torch.equal(flat.stats[4], state.stats[1, 1])  # streams stay together: b * T + t
     assert state.deter.requires_grad
@@ -244,7 +245,7 @@ def test_observe_is_obs_step_in_a_loop(resets):
     rssm.latent.script = list(noise)
     for t in range(5):
         state = rssm.obs_step(state, prev_action[:, t], embed[:, t], is_first[:, t])
-        close(state, post[:, t])
+        close(state, post.take(np.s_[:, t]))
         close([rssm.prior(state.deter)], [prior[:, t]])
 
 
@@ -279,7 +280,7 @@ def test_the_prior_looks_one_step_ahead_with_the_next_rows_previous_action():
     post, prior = observe(rssm, embed, prev_action, is_first, noise)
     for t in range(4):
         rssm.latent.script = [torch.randn(2, S)]
-        after = rssm.img_step(post[:, t], prev_action[:, t + 1])
+        after = rssm.img_step(post.take(np.s_[:, t]), prev_action[:, t + 1])
         close([after.stats, after.deter], [prior[:, t + 1], post.deter[:, t + 1]])
 
 
@@ -292,7 +293,7 @@ def test_a_reset_inside_a_batch_is_a_fresh_start():
         fresh_action[:, 1:] = prev_action[b : b + 1, t + 1 :]
         arguments = embed[b : b + 1, t:], fresh_action, is_first[b : b + 1, t:], noise[t:, b : b + 1]
         alone, prior_alone = observe(rssm, *arguments)
-        close(alone, post[b : b + 1, t:])
+        close(alone, post.take(np.s_[b : b + 1, t:]))
         close([prior_alone], [prior[b : b + 1, t:]])
         arguments[2][:, 0] = False  # at the start of a sequence the state is zero with or without the flag
         close(observe(rssm, *arguments)[0], alone)
