@@ -17,6 +17,7 @@ import torch
 
 from reverie import presets
 from reverie.data.replay import Replay
+from reverie.machine import prepare
 from reverie.types import ActionSpace, Batch, Space, Step
 
 OBS = {"image": Space((64, 64, 3), "uint8")}
@@ -145,8 +146,7 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    torch.set_flush_denormal(True)
+    prepare(args.threads)
     results = [measure(what, args.repeats) for what in args.only]
     if args.only == WHAT:
         rows.write("update", results)
