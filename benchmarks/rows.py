@@ -14,13 +14,12 @@ What is unknown is null.
 """
 
 import json
-import os
-import platform
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from reverie import machine
 
 KEYS = (
     "what",
@@ -62,28 +61,10 @@ def complete(row: dict[str, Any]) -> dict[str, Any]:
     for other in ("floor", "peer"):
         if full[f"ratio_to_{other}"] is None and full["ours"] is not None and full[other]:
             full[f"ratio_to_{other}"] = round(full["ours"] / full[other], 4)
-    full["machine"] = full["machine"] or machine()
+    full["machine"] = full["machine"] or machine.describe()
     full["command"] = full["command"] or command()
-    full["commit"] = full["commit"] or commit()
+    full["commit"] = full["commit"] or machine.commit()
     return full
-
-
-def machine() -> str:
-    """Processor model, its cores, and the GPU if there is one; never a host name."""
-    model = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    text = f"{model}, {cores} cores"
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        text += f", {torch.cuda.get_device_name(0)}"
-    return text
 
 
 def command() -> str:
@@ -94,17 +75,3 @@ def command() -> str:
     else:
         program = Path(program.name)
     return shlex.join(["python", str(program), *sys.argv[1:]])
-
-
-def commit() -> str | None:
-    """The commit of the code that is running, with ``+`` if files differ from it; None outside git."""
-    try:
-        head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _git(*arguments: str) -> str:
-    run = subprocess.run(["git", *arguments], cwd=HERE.parent, capture_output=True, text=True, check=True)
-    return run.stdout.strip()

@@ -1,6 +1,6 @@
 """Make the tables of ``benchmarks/README.md`` from ``benchmarks/results/*.json``.
 
-    python benchmarks/table.py
+python benchmarks/table.py
 """
 
 import json

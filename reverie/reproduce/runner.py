@@ -12,10 +12,7 @@ many seeds it stands on.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,6 +23,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
+from reverie import machine
 from reverie.media import atomic, open_loop, save_gif, save_strip
 from reverie.reproduce import statistics
 from reverie.reproduce.claims import (
@@ -310,9 +308,9 @@ def summarise(
         "env_steps": max(arm.env_steps for arm in size.arms),
         "wall_clock_s": round(sum(run.wall_clock_s for run in runs), 1),
         "threads": torch.get_num_threads(),
-        "machine": machine(),
+        "machine": machine.describe(),
         "command": f"reverie reproduce {claim.name} --budget {budget} --seeds {seeds}",
-        "commit": commit(),
+        "commit": machine.commit(),
         "measures": measures(claim, runs),
         "difference": {"low": first.interval.low, "high": first.interval.high} if first else {},
         "published": [
@@ -412,36 +410,6 @@ def _film(runs: Sequence[Run], out: Path) -> list[str]:
     save_strip(out / "strip.png", truth[0], told[0], context)
     save_gif(out / "open_loop.gif", open_loop(truth[:3], told[:3], context), fps=10)
     return ["strip.png", "open_loop.gif"]
-
-
-def machine() -> str:
-    """The processor, its cores and the accelerator, as a reader would name them."""
-    model = platform.processor() or platform.machine()
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-        model = re.search(r"model name\s*:\s*(.+)", info).group(1)  # type: ignore[union-attr]
-    except (OSError, AttributeError):
-        pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{model.strip()}, {cores} cores{gpu}, torch {torch.__version__}"
-
-
-def commit() -> str:
-    """The commit of this code, with a plus if the package has changes that are in none; else 'unknown'."""
-    here = Path(__file__).resolve().parents[1]
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=here, capture_output=True, text=True, timeout=20, check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--", ".")
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
 
 
 def _write(path: Path, value: Mapping[str, Any]) -> None:

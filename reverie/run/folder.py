@@ -16,7 +16,6 @@ import dataclasses
 import json
 import os
 import platform
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 import torch
 import yaml
 
-from reverie import presets
+from reverie import machine, presets
 from reverie.run.online import RunConfig
 from reverie.types import ReverieError
 
@@ -105,19 +104,7 @@ def read_plan(folder: Path) -> Plan:
 
 
 def versions() -> dict[str, str]:
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "commit": commit()}
-
-
-def commit() -> str:
-    """The revision of the source this runs from; empty outside a checkout."""
-    where = Path(__file__).parent
-    try:
-        out = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=where, capture_output=True, text=True
-        )
-    except OSError:
-        return ""
-    return out.stdout.strip() if out.returncode == 0 else ""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "commit": machine.commit()}
 
 
 def write_text(path: Path, text: str) -> None:
