@@ -5,21 +5,23 @@ paper's values first and single flags over those.
 """
 
 import argparse
-import dataclasses
 import sys
-from dataclasses import dataclass, field
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
-from reverie import presets
+from reverie import __version__, presets
+from reverie.logger import plural
 from reverie.types import ReverieError
 
 USAGE = """reverie: reinforcement learning in imagination
 
   reverie train AGENT --env ENV [--preset P ...] [--run DIR] [--seed N] [--any-setting V]
-  reverie evaluate RUN [--episodes N]      mean return of a trained agent, and a video
+                                           train; the same command goes on where it stopped
+  reverie evaluate RUN [--episodes N]      return of a trained agent beside the random policy's, and a video
   reverie imagine RUN [--context N]        open-loop video: truth, prediction, error
   reverie plot RUN [RUN ...] [--out FILE]  learning curves
   reverie reproduce NAME [--budget B]      a paper's claim, as an experiment; --list shows them
@@ -36,8 +38,9 @@ class Evaluate:
     """Play whole episodes with a trained agent, without noise and without learning."""
 
     run: Annotated[Path, tyro.conf.Positional]  # a run's folder
-    episodes: int = 10
-    video: Path | None = None  # GIF of the first episode; by default in the run's videos/
+    episodes: int = 10  # as many by the random policy
+    video: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    """GIF of the first episode; videos/episode.gif in the run if not given"""
 
 
 @dataclass
@@ -54,40 +57,55 @@ class Imagine:
 class Plot:
     """Learning curves of one or more runs; runs of the same agent on the same task are seeds of one curve."""
 
-    runs: Annotated[list[Path], tyro.conf.Positional]
+    runs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
+    """folders of runs"""
     out: Path = Path("curves.png")  # .png or .svg
-    metric: str = "eval/return"
+    metric: str = "eval/return"  # a name in metrics.jsonl
 
 
 @dataclass
 class Reproduce:
     """Run the experiment behind a paper's claim: curves, figure and verdict under results/NAME/BUDGET."""
 
-    name: Annotated[str, tyro.conf.Positional] = ""
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")] = ""
+    """a claim; --list shows them"""
     budget: str = "laptop"  # laptop, gpu, paper, or debug
     seeds: int = 0  # 0 for the claim's own number
     runs: Path = Path("runs/reproduce")  # where the runs are kept; finished ones are not run again
-    results: Path = Path("results")
-    list: bool = False  # show every claim
+    results: Path = Path("results")  # where the verdicts are written
+    list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # show every claim
 
 
 @dataclass
 class Doctor:
     """Check the install, rendering, threads and device; with an agent and an environment, time their training."""
 
-    agent: Annotated[str, tyro.conf.Positional] = ""
-    env: str = ""
-    preset: tuple[str, ...] = ("laptop",)
+    agent: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="AGENT")] = ""
+    """an agent, to time its training on --env"""
+    env: str = ""  # an environment to try: dmc/cartpole_swingup, Pendulum-v1, ...
+    preset: Annotated[tuple[str, ...], tyro.conf.arg(metavar="P [P ...]")] = ("laptop",)
+    """settings of the agent"""
+    pixels: bool = True  # pictures, as agents see them by default
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 for an interrupted run, 2 for something a user can mend."""
     argv = sys.argv[1:] if argv is None else argv
-    try:
-        return command(argv)
-    except ReverieError as error:
-        print(f"reverie: {error}", file=sys.stderr)
-        return 2
+    with warnings.catch_warnings():
+        warnings.showwarning = warn
+        try:
+            return command(argv)
+        except ReverieError as error:
+            print(f"reverie: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("reverie: left at once; what was saved before is kept", file=sys.stderr)
+            return 1
+
+
+def warn(message: Warning | str, *_: Any) -> None:
+    """A warning is a sentence for a person, not a line of our source."""
+    print(f"reverie: {message}", file=sys.stderr)
 
 
 def command(argv: list[str]) -> int:
@@ -98,7 +116,12 @@ def command(argv: list[str]) -> int:
     if name == "train":
         return train(rest)
     if name == "list":
+        if rest:
+            raise ReverieError(f"list takes no settings, got {' '.join(rest)}")
         return show_list()
+    if name == "--version":
+        print(f"reverie {__version__}")
+        return 0
     commands = {"evaluate": Evaluate, "imagine": Imagine, "plot": Plot, "reproduce": Reproduce, "doctor": Doctor}
     presets.known(name, [*commands, "train", "list"], "command")
     return ACTIONS[name](tyro.cli(commands[name], args=rest, prog=f"reverie {name}"))
@@ -107,41 +130,47 @@ def command(argv: list[str]) -> int:
 def train(argv: list[str]) -> int:
     from reverie.run.folder import Plan
     from reverie.run.online import RunConfig
-    from reverie.run.train import carry_out
+    from reverie.run.train import carry_out, default_folder
 
     if not argv or argv[0].startswith("-"):
-        raise ReverieError(f"train needs an agent: {', '.join(presets.AGENTS)} (reverie train AGENT --env ENV)")
+        text = f"reverie train AGENT --env ENV, with AGENT one of: {', '.join(presets.AGENTS)}"
+        if argv[:1] in (["-h"], ["--help"]):
+            print(f"{text}\nreverie train AGENT --help shows the settings of an agent.")
+            return 0
+        raise ReverieError(f"train needs an agent first: {text}")
     agent, argv = argv[0], argv[1:]
-    chosen = argparse.ArgumentParser(add_help=False)
+    chosen = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     chosen.add_argument("--preset", nargs="+", default=["paper"])
-    names = tuple(chosen.parse_known_args(argv)[0].preset)
-    config = presets.resolve(agent, names)
+    try:
+        names = tuple(chosen.parse_known_args(argv)[0].preset)
+    except argparse.ArgumentError:
+        raise ReverieError(f"--preset needs a name: {', '.join(presets.PRESETS[agent])}") from None
+    resolved = presets.resolve(agent, names)  # its values are the defaults of the flags
 
-    def flags(cls, default):  # a dataclass type as a variable is beyond static types
-        return Annotated[cls, Flat], field(default=default)
+    @dataclass
+    class Train:
+        env: str  # dmc/DOMAIN_TASK, or any Gymnasium id (Pendulum-v1, module:Name-v0)
+        preset: Annotated[tuple[str, ...], tyro.conf.arg(metavar="P [P ...]")] = names
+        """named settings, later ones over earlier ones"""
+        run: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/AGENT-ENV-SEED)")] = None
+        """the run's folder; a run that is there is gone on with"""
+        settings: Annotated[RunConfig, Flat] = RunConfig()
+        config: Annotated[type(resolved), Flat] = resolved  # type: ignore[valid-type]
 
-    Train = dataclasses.make_dataclass(
-        "Train",
-        [
-            ("env", str),
-            ("preset", tuple[str, ...], field(default=names)),
-            ("run", Path | None, field(default=None)),
-            ("settings", *flags(RunConfig, RunConfig())),
-            ("config", *flags(type(config), config)),
-        ],
-    )
-    args: Any = tyro.cli(Train, args=argv, prog=f"reverie train {agent}", description=f"Train {agent}.")
-    folder = args.run or Path("runs") / f"{agent}-{args.env.replace('/', '_')}-{args.settings.seed}"
-    return 0 if carry_out(Plan(agent, args.env, names, args.config, args.settings), folder) else 1
+    about = f"{summary(agent)}\n\nPresets: {', '.join(presets.PRESETS[agent])}. Here: {' '.join(names)}."
+    args: Any = tyro.cli(Train, args=argv, prog=f"reverie train {agent}", description=about)
+    plan = Plan(agent, args.env, names, args.config, args.settings)
+    return 0 if carry_out(plan, args.run or default_folder(plan)) else 1
 
 
 def evaluate(args: Evaluate) -> int:
     from reverie.run.train import evaluate_run
 
-    result, path = evaluate_run(args.run, args.episodes, args.video)
-    print(f"return {result.mean:.1f} ± {result.std:.1f} over {len(result.returns)} episodes")
+    result, by_chance, path = evaluate_run(args.run, args.episodes, args.video)
+    print(f"return         {result.mean:.1f} ± {result.std:.1f} over {plural(args.episodes, 'episode')}")
+    print(f"random policy  {by_chance.mean:.1f} ± {by_chance.std:.1f}")
     if path is not None:
-        print(f"video {path}")
+        print(f"video          {path}")
     return 0
 
 
@@ -166,22 +195,29 @@ def reproduce(args: Reproduce) -> int:
     if args.list or not args.name:
         print(reproduce.table())
         return 0
-    print(reproduce.reproduce(args.name, args.budget, args.seeds or None, args.runs, args.results))
+    reproduce.reproduce(args.name, args.budget, args.seeds or None, args.runs, args.results)
     return 0
 
 
 def doctor(args: Doctor) -> int:
     from reverie.doctor import examine
 
-    return examine(args.agent, args.env, args.preset)
+    return examine(args.agent, args.env, args.preset, args.pixels)
+
+
+def summary(agent: str) -> str:
+    """The first sentence of an agent's file: its paper."""
+    return (presets.agent_module(agent).__doc__ or "").strip().split("\n\n")[0].replace("\n", " ")
 
 
 def show_list() -> int:
     print("agents")
     for name in presets.AGENTS:
-        first = presets.agent_module(name).__doc__.strip().splitlines()[0]
-        print(f"  {name:12} {first}\n  {'':12} presets: {', '.join(presets.PRESETS[name])}")
-    print("environments\n  dmc/DOMAIN_TASK, any Gymnasium id (Pendulum-v1, module:Name-v0), reverie/NAME")
+        print(f"  {name:12} {summary(name)}\n  {'':12} presets: {', '.join(presets.PRESETS[name])}")
+    print("environments")
+    print("  dmc/DOMAIN_TASK         the DeepMind Control Suite: dmc/cartpole_swingup, dmc/walker_walk, ...")
+    print("  any Gymnasium id        Pendulum-v1, CartPole-v1, ... or module:Name-v0")
+    print("  reverie/NAME            small worlds of our own: reverie/Catch-v0")
     return 0
 
 

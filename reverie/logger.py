@@ -243,3 +243,8 @@ def duration(seconds: float | int) -> str:
     if seconds < 3600:
         return f"{seconds // 60}m {seconds % 60:02d}s"
     return f"{seconds // 3600}h {seconds % 3600 // 60:02d}m"
+
+
+def plural(n: int, noun: str) -> str:
+    """1 episode, 2 episodes."""
+    return f"{n:,} {noun}" + ("" if n == 1 else "s")

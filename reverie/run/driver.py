@@ -54,7 +54,8 @@ class Driver:
         self.env_steps = self.decisions = 0
         self.journals: list[Iterator[Record] | None] = [None] * n
         self.ahead: list[Record | None] = [None] * n  # the next row of each journal
-        self.strayed = False  # the agent would have acted otherwise than it is recorded to have
+        self.strayed = False  # said that the agent would have acted otherwise than it is recorded to have
+        self.wild = False  # said that an environment could not be brought back
 
     def __call__(self) -> list[Episode]:
         """One row in every stream. Returns the episodes that ended with it."""
@@ -124,11 +125,13 @@ class Driver:
         except ReverieError:  # it ended earlier than it did
             same = False
         if not same:
-            warnings.warn(
-                f"the environment of stream {i} did not come back to where its record ends (it does not follow "
-                f"from its seed and actions alone); all rows are kept, and its next episode begins",
-                stacklevel=2,
-            )
+            if not self.wild:
+                self.wild = True
+                warnings.warn(
+                    f"the environment of stream {i} did not come back to where its record ends (it does not "
+                    f"follow from its seed and actions alone); all rows are kept, and its next episode begins",
+                    stacklevel=2,
+                )
             self.envs.end(i, self.episode[i])
 
     def state_dict(self) -> dict[str, Any]:

@@ -53,8 +53,8 @@ class Plan:
         }
 
 
-def open_run(folder: Path, plan: Plan) -> None:
-    """Write the plan into a new folder, or check that it is the one the folder was begun with."""
+def check_folder(folder: Path, plan: Plan) -> None:
+    """Refuse a folder that holds another run, or something else; changes nothing."""
     path = folder / "config.yaml"
     if path.exists():
         before = read_plan(folder)
@@ -78,7 +78,12 @@ def open_run(folder: Path, plan: Plan) -> None:
         raise ReverieError(f"{folder} is a file; --run names a folder, which is made if it is not there")
     elif folder.exists() and any(entry.suffix != ".writing" for entry in folder.iterdir()):
         raise ReverieError(f"{folder} has files but is not a run (no config.yaml); name a new --run folder")
-    write_text(path, yaml.safe_dump({**plan.as_dict(), "versions": versions()}, sort_keys=False))
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write what the run is asked to do into its folder, which is made."""
+    text = yaml.safe_dump({**plan.as_dict(), "versions": versions()}, sort_keys=False)
+    write_text(folder / "config.yaml", text)
 
 
 def differing(before: Any, now: Any, free: set[str]):

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from reverie import checkpoint
-from reverie.logger import Logger, Progress, duration
+from reverie.logger import Logger, Progress, duration, plural
 from reverie.run.driver import Driver
 from reverie.run.evaluate import Evaluation, Interrupted, evaluate
 from reverie.types import Agent, NotFinite, ReverieError
@@ -224,10 +224,11 @@ class Online:
         """Seconds to go, as what is left of each kind of move costs what it did so far; None: not known yet."""
         steps_left, seconds = max(self.config.steps - self.env_steps, 0), 0.0
         bursts = max((self.config.steps - self.next_train) // self.config.train_every + 1, 0)
+        pretrain = self.config.pretrain if self.env_steps < self.config.prefill else 0
         every = self.run.eval_every
         to_do = {
             "act": steps_left,
-            "update": self.pending + bursts * self.config.train_updates,
+            "update": self.pending + pretrain + bursts * self.config.train_updates,
             "evaluate": 1 + (self.config.steps // every - self.env_steps // every if every else 0),
         }
         for kind, n in to_do.items():
@@ -296,8 +297,3 @@ class Online:
 
 
 COUNTS = ("updates", "pending", "episodes", "next_train", "evaluated", "logged", "scores")
-
-
-def plural(n: int, noun: str) -> str:
-    """1 episode, 2 episodes."""
-    return f"{n:,} {noun}" + ("" if n == 1 else "s")

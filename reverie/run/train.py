@@ -16,11 +16,11 @@ from reverie import checkpoint, media, presets
 from reverie.data.replay import Replay
 from reverie.data.storage import read_about
 from reverie.envs import Env, Envs, SerialEnvs, WorkerEnvs, make_env
-from reverie.logger import Logger, duration
+from reverie.logger import Logger, duration, plural
 from reverie.machine import prepare
 from reverie.run.evaluate import Evaluation, evaluate
-from reverie.run.folder import Plan, open_run, read_json, read_plan, size_in_bytes, write_json
-from reverie.run.online import Online, RunConfig, plural
+from reverie.run.folder import Plan, check_folder, read_json, read_plan, size_in_bytes, write_json, write_plan
+from reverie.run.online import Online, RunConfig
 from reverie.types import ActionSpace, Agent, ObsSpace, ReverieError
 
 EVAL_SEED = 1_000_003  # evaluation episodes never start where training ones do
@@ -61,7 +61,7 @@ def carry_out(plan: Plan, folder: Path) -> bool:
     from reverie.report import write_report
 
     check(plan)
-    open_run(folder, plan)
+    check_folder(folder, plan)
     if is_finished(plan, folder):
         if not (folder / "report.html").exists():
             write_report(folder)
@@ -69,11 +69,13 @@ def carry_out(plan: Plan, folder: Path) -> bool:
         return True
     prepare(plan.run.threads)
     with Parts() as parts:
-        logger = parts.add(Logger(folder, plan.run.wandb, plan.as_dict()))  # and with it the folder's lock
         envs = parts.add(make_envs(plan, plan.run.envs))
         eval_envs = parts.add(make_envs(plan, plan.run.eval_episodes, evaluation=True))
-        replay = parts.add(make_replay(plan, envs, folder))
         agent = make_agent(plan, envs)
+        replay_size(plan, envs.obs_space, envs.act_space)
+        write_plan(folder, plan)  # not before all of it is known to work
+        logger = parts.add(Logger(folder, plan.run.wandb, plan.as_dict()))
+        replay = parts.add(make_replay(plan, envs, folder))
         online = Online(
             agent, envs, eval_envs, replay, plan.config, plan.run, folder, logger, partial(show, plan)
         )
@@ -324,20 +326,25 @@ def spaces(envs: Any) -> str:
 # Using what was trained
 
 
-def evaluate_run(folder: Path, episodes: int, video: Path | None = None) -> tuple[Evaluation, Path | None]:
-    """Evaluate the newest checkpoint of a run, and save the first episode's pictures, if it has any, as a GIF."""
+def evaluate_run(
+    folder: Path, episodes: int, video: Path | None = None
+) -> tuple[Evaluation, Evaluation, Path | None]:
+    """Evaluate the newest checkpoint of a run, and the random policy from the same starts.
+
+    The first episode's pictures, if it has any, become a GIF; its path is the third value.
+    """
     if episodes < 1:
         raise ReverieError(f"--episodes must be at least 1, got {episodes}")
     plan, agent = read_plan(folder), load(folder).agent
-    envs = make_envs(plan, min(episodes, 10), evaluation=True)
-    try:
+    with make_envs(plan, min(episodes, plan.run.eval_episodes), evaluation=True) as envs:
         result = evaluate(agent, envs, episodes)
-    finally:
-        envs.close()
+        by_chance = evaluate(None, envs, episodes, np.random.default_rng(plan.run.seed))
     path = None
     if result.frames:
         path = media.save_gif(video or folder / "videos" / "episode.gif", np.stack(result.frames), fps=20)
-    return result, path
+    elif video is not None:
+        raise ReverieError(f"{folder} was trained on {', '.join(envs.obs_space)}: there is no picture to show")
+    return result, by_chance, path
 
 
 def imagine_run(folder: Path, context: int, length: int, seed: int) -> list[Path]:

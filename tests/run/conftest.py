@@ -93,6 +93,7 @@ class Toy:
 class ToyConfig:
     steps: int = 30
     prefill: int = 10
+    pretrain: int = 1
     train_every: int = 8
     train_updates: int = 2
     batch_size: int = 3
