@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -160,7 +160,7 @@ def start_wandb(folder: Path, config: Mapping[str, Any]):
 class Progress:
     """One line about the present: redrawn in place on a terminal, printed now and then elsewhere."""
 
-    def __init__(self, total: int, every: float | int = 30.0, out: TextIO | None = None):
+    def __init__(self, total: int, every: float | int = 30.0, out: Any = None):
         self.total, self.out = total, out or sys.stdout
         self.live = self.out.isatty() and os.environ.get("TERM", "") != "dumb"
         self.every = 0.2 if self.live else every
@@ -172,7 +172,7 @@ class Progress:
         self,
         env_steps: int,
         updates: int,
-        score: float | None = None,
+        score: float | int | None = None,
         left: float | int | None = None,
     ) -> None:
         """Show where the run is, if it is time to: the latest return, the seconds left (None: not known yet)."""
@@ -195,7 +195,7 @@ class Progress:
         seconds: float | int,
         env_steps: int,
         updates: int,
-        score: float | None = None,
+        score: float | int | None = None,
         left: float | int | None = None,
         note: str = "",
     ) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reverie.data.replay import Replay
-from reverie.envs import SerialEnvs
+from reverie.envs import SerialEnvs, WorkerEnvs
 from reverie.envs.base import Env, after, first
 from reverie.logger import Logger
 from reverie.run.online import Online, RunConfig
@@ -103,15 +103,16 @@ class ToyConfig:
 class Sitting:
     """One sitting at a run: what a process holds, which may ``die`` at any moment and leave only its files."""
 
-    def __init__(self, folder, n=1, disk=True, envs=None, config=None, wild=False, capacity=400, **run):
+    def __init__(self, folder, n=1, disk=True, envs=None, config=None, factory=Walk, workers=0, **run):
         config = config or ToyConfig()
         self.folder = folder
         self.run = RunConfig(**{"envs": n, "eval_every": 20, "eval_episodes": 2, "log_every": 12, **run})
         self.logger = Logger(folder)
-        self.envs = envs or SerialEnvs(lambda: Walk(wild), n, self.run.seed)
-        self.eval_envs = SerialEnvs(lambda: Walk(), 2, 1_000)
+        made = WorkerEnvs(factory, n, self.run.seed, workers) if workers else SerialEnvs(factory, n, self.run.seed)
+        self.envs = envs or made
+        self.eval_envs = SerialEnvs(factory, 2, 1_000)
         self.replay = Replay(
-            self.envs.obs_space, self.envs.act_space, capacity, n, folder / "replay" if disk else None, slack=200
+            self.envs.obs_space, self.envs.act_space, 400, n, folder / "replay" if disk else None, slack=200
         )
         self.agent = Toy(self.envs.act_space.size)
         self.online = Online(
