@@ -20,7 +20,7 @@ def test_every_agent_has_the_three_presets():
         assert resolve(agent, ["paper"]) == resolve(agent, []) == config_class(agent)()
 
 
-@pytest.mark.parametrize(("agent", "preset"), EVERY, ids="-".join)
+@pytest.mark.parametrize(("agent", "preset"), EVERY, ids=map("-".join, EVERY))
 def test_every_preset_builds(agent, preset):
     config = resolve(agent, [preset])
     assert dataclasses.asdict(config) == dataclasses.asdict(config_class(agent)()) | PRESETS[agent][preset]
