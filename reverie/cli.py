@@ -92,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 for an interrupted run, 2 for something a user can mend."""
     argv = sys.argv[1:] if argv is None else argv
     with warnings.catch_warnings():
-        warnings.showwarning = warn
+        warnings.showwarning = warn  # type: ignore[assignment]
         try:
             return command(argv)
         except ReverieError as error:
@@ -122,7 +122,13 @@ def command(argv: list[str]) -> int:
     if name == "--version":
         print(f"reverie {__version__}")
         return 0
-    commands = {"evaluate": Evaluate, "imagine": Imagine, "plot": Plot, "reproduce": Reproduce, "doctor": Doctor}
+    commands = {
+        "evaluate": Evaluate,
+        "imagine": Imagine,
+        "plot": Plot,
+        "reproduce": Reproduce,
+        "doctor": Doctor,
+    }
     presets.known(name, [*commands, "train", "list"], "command")
     return ACTIONS[name](tyro.cli(commands[name], args=rest, prog=f"reverie {name}"))
 
@@ -145,17 +151,20 @@ def train(argv: list[str]) -> int:
         names = tuple(chosen.parse_known_args(argv)[0].preset)
     except argparse.ArgumentError:
         raise ReverieError(f"--preset needs a name: {', '.join(presets.PRESETS[agent])}") from None
-    resolved = presets.resolve(agent, names)  # its values are the defaults of the flags
+    # Their values are the defaults of the flags.
+    resolved, usual = presets.resolve(agent, names), RunConfig()
 
     @dataclass
     class Train:
         env: str  # dmc/DOMAIN_TASK, or any Gymnasium id (Pendulum-v1, module:Name-v0)
         preset: Annotated[tuple[str, ...], tyro.conf.arg(metavar="P [P ...]")] = names
         """named settings, later ones over earlier ones"""
-        run: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/AGENT-ENV-SEED)")] = None
+        run: Annotated[
+            Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/AGENT-ENV-SEED)")
+        ] = None
         """the run's folder; a run that is there is gone on with"""
-        settings: Annotated[RunConfig, Flat] = RunConfig()
-        config: Annotated[type(resolved), Flat] = resolved  # type: ignore[valid-type]
+        settings: Annotated[RunConfig, Flat] = usual
+        config: Annotated[type(resolved), Flat] = resolved
 
     about = f"{summary(agent)}\n\nPresets: {', '.join(presets.PRESETS[agent])}. Here: {' '.join(names)}."
     args: Any = tyro.cli(Train, args=argv, prog=f"reverie train {agent}", description=about)

@@ -4,7 +4,6 @@ Nothing here may fail: every check is a row, and a check that breaks says so in 
 looked up: the matrix products an update is made of, the steps of the environment, decisions, and one real update.
 """
 
-
 import importlib.metadata
 import importlib.util
 import os
@@ -64,7 +63,9 @@ def examine(
     if agent:
         presets.resolve(agent, tuple(preset))  # an unknown name is a sentence, not a row
     if agent and not env:
-        raise ReverieError(f"doctor {agent} needs --env: how long training takes depends on what is trained on")
+        raise ReverieError(
+            f"doctor {agent} needs --env: how long training takes depends on what is trained on"
+        )
     checks: list[tuple[str, Check]] = [
         ("install", install),
         ("extras", extras),
@@ -73,7 +74,9 @@ def examine(
         ("disk", disk),
     ]
     if agent:
-        checks.append((f"{agent} ({' '.join(preset)}) on {env}", lambda: training(agent, env, tuple(preset), pixels)))
+        checks.append(
+            (f"{agent} ({' '.join(preset)}) on {env}", lambda: training(agent, env, tuple(preset), pixels))
+        )
     elif env:
         checks.append((env, lambda: environment(env, pixels)))
     rows: list[Row] = []
@@ -98,9 +101,9 @@ def carefully(title: str, check: Check) -> Iterator[Row]:
     try:
         yield from check()
     except ReverieError as error:
-        yield Row(BAD, "", str(error))
+        yield Row(BAD, title, str(error))
     except Exception as error:
-        yield Row(BAD, "", f"{title} could not be checked ({type(error).__name__}: {first_line(error)})")
+        yield Row(BAD, title, f"could not be checked ({type(error).__name__}: {first_line(error)})")
 
 
 def first_line(error: BaseException) -> str:
@@ -109,7 +112,9 @@ def first_line(error: BaseException) -> str:
 
 def install() -> Iterator[Row]:
     old = sys.version_info < (3, 11)
-    yield Row(BAD if old else GOOD, "python", platform.python_version() + (" (3.11 is needed)" if old else ""))
+    yield Row(
+        BAD if old else GOOD, "python", platform.python_version() + (" (3.11 is needed)" if old else "")
+    )
     for name in NEEDED:
         try:
             yield Row(GOOD, name, importlib.metadata.version(name))
@@ -176,7 +181,11 @@ def threads() -> Iterator[Row]:
         )
         yield Row(NOTE if slow else GOOD, plural(CORES, "thread"), said)
     if hasattr(os, "getloadavg") and os.getloadavg()[0] > 0.7 * CORES:
-        yield Row(NOTE, "load", f"{os.getloadavg()[0]:.1f} processes want the {CORES} cores: times below are too long")
+        yield Row(
+            NOTE,
+            "load",
+            f"{os.getloadavg()[0]:.1f} processes want the {CORES} cores: times below are too long",
+        )
     if torch.cuda.is_available():
         yield Row(GOOD, "cuda", f"{torch.cuda.get_device_name()}, {product_rate('cuda') / 1e12:.1f} TFLOP/s")
     else:
@@ -198,7 +207,11 @@ def product_rate(device: str, size: int = 768) -> float:
 def disk() -> Iterator[Row]:
     free = shutil.disk_usage(Path.cwd()).free
     low = free < 5e9
-    yield Row(NOTE if low else GOOD, "free here", f"{free / 1e9:.0f} GB" + ("; a replay may take 4 GB" if low else ""))
+    yield Row(
+        NOTE if low else GOOD,
+        "free here",
+        f"{free / 1e9:.0f} GB" + ("; a replay may take 4 GB" if low else ""),
+    )
 
 
 def environment(name: str, pixels: bool, **options: Any) -> Iterator[Row]:
@@ -215,7 +228,7 @@ def environment(name: str, pixels: bool, **options: Any) -> Iterator[Row]:
         env.close()
 
 
-def step_seconds(env: Any, budget: float = 1.0) -> float:
+def step_seconds(env: Any, budget: int | float = 1.0) -> float:
     """Seconds of one env step under random actions."""
     rng, row, seed, steps = np.random.default_rng(0), env.reset(0), 0, 0
     env.step(env.act_space.sample(rng, 1)[0])  # the first is slower
@@ -269,7 +282,7 @@ class One:
         self.obs_space, self.act_space, self.n = env.obs_space, env.act_space, 1
 
 
-def forecast(plan: Any, step: float, decision: float, update: float) -> Iterator[Row]:
+def forecast(plan: Any, step: int | float, decision: int | float, update: int | float) -> Iterator[Row]:
     """The whole run, from its parts."""
     c, run = plan.config, plan.run
     bursts = max((c.steps - c.prefill) // c.train_every + 1, 0)
@@ -313,10 +326,11 @@ def random_batch(env: Any, size: int, length: int) -> Batch:
     return Batch(obs, action, action.clone(), reward, none, none, none)
 
 
-def seconds_each(act: Callable[[], Any], budget: float) -> float:
+def seconds_each(act: Callable[[], Any], budget: int | float) -> float:
     """Median seconds of one call, after a first that is not counted; at least one, then up to ``budget`` seconds."""
     act()
-    times, begin = [], time.perf_counter()
+    times: list[float] = []
+    begin = time.perf_counter()
     while not times or time.perf_counter() - begin < budget:
         start = time.perf_counter()
         act()

@@ -108,7 +108,7 @@ def read_plan(folder: Path) -> Plan:
         raise ReverieError(f"{path} can not be read as the settings of a run: {error}") from error
 
 
-def versions() -> dict[str, str]:
+def versions() -> dict[str, str | None]:
     return {"python": platform.python_version(), "torch": str(torch.__version__), "commit": machine.commit()}
 
 

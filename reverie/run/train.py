@@ -16,6 +16,7 @@ from reverie import checkpoint, media, presets
 from reverie.data.replay import Replay
 from reverie.data.storage import read_about
 from reverie.envs import Env, Envs, SerialEnvs, WorkerEnvs, make_env
+from reverie.envs.pixels import preset as renderer
 from reverie.logger import Logger, duration, plural
 from reverie.machine import prepare
 from reverie.run.evaluate import Evaluation, evaluate
@@ -111,6 +112,7 @@ class Parts(contextlib.ExitStack):
 def check(plan: Plan) -> None:
     """Refuse what the loop could not carry out, before anything is made."""
     c = plan.config
+    renderer(plan.run.renderer)
     least = {
         "steps": 1,
         "prefill": 0,
@@ -254,12 +256,12 @@ def make_envs(plan: Plan, n: int, evaluation: bool = False) -> Envs:
     return SerialEnvs(factory, n, seed)
 
 
-def make_agent(plan: Plan, envs: Envs) -> Agent:
+def make_agent(plan: Plan, envs: Any) -> Agent:
     cls = presets.agent_class(plan.agent)
     return cls(envs.obs_space, envs.act_space, plan.config, plan.run.seed, device(plan.run.device))
 
 
-def make_replay(plan: Plan, envs: Envs, folder: Path) -> Replay:
+def make_replay(plan: Plan, envs: Any, folder: Path) -> Replay:
     """The run's replay. One that exists keeps its size, unless the run has become longer and it can grow."""
     capacity, slack = replay_size(plan, envs.obs_space, envs.act_space)
     where = folder / "replay" if plan.run.replay_on_disk else None
@@ -343,7 +345,9 @@ def evaluate_run(
     if result.frames:
         path = media.save_gif(video or folder / "videos" / "episode.gif", np.stack(result.frames), fps=20)
     elif video is not None:
-        raise ReverieError(f"{folder} was trained on {', '.join(envs.obs_space)}: there is no picture to show")
+        raise ReverieError(
+            f"{folder} was trained on {', '.join(envs.obs_space)}: there is no picture to show"
+        )
     return result, by_chance, path
 
 

@@ -47,7 +47,9 @@ class Toy:
         self.size = size
         self.weight = torch.ones(3)
         self.momentum = torch.zeros(3)
-        self.generators = {k: torch.Generator().manual_seed(seed + i) for i, k in enumerate(("train", "eval"))}
+        self.generators = {
+            k: torch.Generator().manual_seed(seed + i) for i, k in enumerate(("train", "eval"))
+        }
         self.bad_after = None  # updates until a loss is not finite
 
     def initial(self, n):
@@ -108,7 +110,11 @@ class Sitting:
         self.folder = folder
         self.run = RunConfig(**{"envs": n, "eval_every": 20, "eval_episodes": 2, "log_every": 12, **run})
         self.logger = Logger(folder)
-        made = WorkerEnvs(factory, n, self.run.seed, workers) if workers else SerialEnvs(factory, n, self.run.seed)
+        made = (
+            WorkerEnvs(factory, n, self.run.seed, workers)
+            if workers
+            else SerialEnvs(factory, n, self.run.seed)
+        )
         self.envs = envs or made
         self.eval_envs = SerialEnvs(factory, 2, 1_000)
         self.replay = Replay(
@@ -159,7 +165,9 @@ def everything(sitting):
     state.pop("seconds")
     replay = sitting.replay
     rows = [replay.read(s, max(0, c - replay.size), c) for s, c in enumerate(replay.counts)]
-    return plain({**state, "replay": {"counts": replay.counts, "rows": rows}, "metrics": metrics(sitting.folder)})
+    return plain(
+        {**state, "replay": {"counts": replay.counts, "rows": rows}, "metrics": metrics(sitting.folder)}
+    )
 
 
 def metrics(folder):
@@ -183,5 +191,11 @@ def plain(value):
 @pytest.fixture(scope="session")
 def toys():
     return SimpleNamespace(
-        Walk=Walk, Toy=Toy, Config=ToyConfig, Sitting=Sitting, everything=everything, metrics=metrics, plain=plain
+        Walk=Walk,
+        Toy=Toy,
+        Config=ToyConfig,
+        Sitting=Sitting,
+        everything=everything,
+        metrics=metrics,
+        plain=plain,
     )

@@ -13,31 +13,49 @@ import time
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-import torch
-
-torch.set_num_threads(1)
-
-import gymnasium.envs.classic_control.pendulum  # noqa: F401
 import numpy as np
-import tensorboard.compat.proto.event_pb2  # noqa: F401
-import tensorboard.summary.writer.record_writer  # noqa: F401
-import torch._dynamo  # noqa: F401 (an optimiser imports it when it is made)
+import torch
+import torch._dynamo  # an optimiser imports it when it is made
 
 import reverie.agents.dreamer_v1
 import reverie.report
-import reverie.run.train  # noqa: F401
+import reverie.run.train
 from reverie import checkpoint
 from reverie.cli import main
 from reverie.data.replay import Replay
 from reverie.run.online import Online
+
+torch.set_num_threads(1)
 
 # Drawing the page takes longer than the run.
 reverie.report.write_report = lambda folder: (folder / "report.html").write_text("")
 
 SETTINGS = [
     *("dreamer_v1", "--env", "Pendulum-v1", "--preset", "debug", "--no-pixels", "--time-limit", "20"),
-    *("--action-repeat", "1", "--steps", "240", "--prefill", "60", "--train-every", "40", "--log-every", "50"),
-    *("--eval-every", "100", "--eval-episodes", "2", "--checkpoint-every", "0.1", "--threads", "1", "--seed", "3"),
+    *(
+        "--action-repeat",
+        "1",
+        "--steps",
+        "240",
+        "--prefill",
+        "60",
+        "--train-every",
+        "40",
+        "--log-every",
+        "50",
+    ),
+    *(
+        "--eval-every",
+        "100",
+        "--eval-episodes",
+        "2",
+        "--checkpoint-every",
+        "0.1",
+        "--threads",
+        "1",
+        "--seed",
+        "3",
+    ),
 ]
 
 
@@ -131,7 +149,7 @@ def kill_at_random(root: Path, times: int, *more: str) -> dict:
     return {"kills": times, "runs": runs + 1, "checkpoints": saved, "loop": whole}
 
 
-def kill_at(root: Path, place: str, count: int) -> None:
+def kill_at(root: Path, place: str, count: int, checkpoint_every: str) -> None:
     """Kill inside of the count-th call of a function, in the middle of what it does."""
     module, name = place.rsplit(":", 1)
     owner = __import__(module, fromlist=["x"])
@@ -148,7 +166,7 @@ def kill_at(root: Path, place: str, count: int) -> None:
 
     setattr(owner, last, deadly)
     try:
-        pid = start(root / "killed")
+        pid = start(root / "killed", "--checkpoint-every", checkpoint_every)
     finally:
         setattr(owner, last, original)
     assert wait(pid) == -signal.SIGKILL, f"{place} was called less than {count} times"
@@ -162,7 +180,7 @@ if __name__ == "__main__":
     else:
         assert wait(start(root / "peace")) == 0
         for item in sys.argv[3:]:
-            place, count = item.rsplit("@", 1)
-            kill_at(root, place, int(count))
+            place, count, seconds = item.split("@")
+            kill_at(root, place, int(count), seconds)
         assert wait(start(root / "killed")) == 0
         assert everything(root / "killed") == everything(root / "peace")

@@ -9,17 +9,18 @@ from reverie.run.driver import like, put_row, row_of
 
 
 def drive(toys, tmp_path, n=2, rows=40, prefill=0):
-    config = toys.Config(prefill=prefill)
-    sitting = toys.Sitting(tmp_path, n=n, config=config)
-    episodes = []
-    for _ in range(rows):
-        episodes += sitting.online.driver()
-    return sitting, episodes
+    sitting = toys.Sitting(tmp_path, n=n, config=toys.Config(prefill=prefill))
+    return sitting, step(sitting, rows)
+
+
+def step(sitting, rows):
+    """So many rows in every stream, and nothing learned; the episodes that ended."""
+    return [episode for _ in range(rows) for episode in sitting.online.driver()]
 
 
 def test_every_row_is_recorded_with_the_action_chosen_at_it(toys, tmp_path):
     """Walk moves by the sum of the action: o_{t+1} - o_t - noise is a_t, which the replay holds in row t."""
-    sitting, episodes = drive(toys, tmp_path)
+    sitting, _ = drive(toys, tmp_path)
     for s in range(2):
         for number, (first, end) in enumerate(sitting.replay.episodes_of(s)):
             rows = sitting.replay.read(s, first, end)
@@ -74,8 +75,7 @@ def test_the_journal_takes_the_place_of_the_environments(toys, tmp_path):
             return super().step(action, only)
 
     again = toys.Sitting(tmp_path, n=2, config=toys.Config(prefill=0), envs=Counting(toys.Walk, 2, 0)).go_on()
-    for _ in range(12):
-        again.online.driver()
+    step(again, 12)
     assert steps == [0] * 12
     assert [toys.plain(again.replay.read(s, 0, 12)) for s in range(2)] == expected
     again.online.driver()
@@ -103,8 +103,7 @@ def test_a_stream_whose_journal_is_shorter_is_stepped_alone(toys, tmp_path):
     assert first.replay.counts == [10, 9]
     first.die()
     again = toys.Sitting(tmp_path / "run", n=2, config=toys.Config(prefill=0)).go_on()
-    for _ in range(20):
-        again.online.driver()
+    step(again, 20)
     for s in range(2):
         assert toys.plain(again.replay.read(s, 0, 20)) == toys.plain(whole.replay.read(s, 0, 20))
 
@@ -116,8 +115,7 @@ def test_an_agent_that_does_not_repeat_itself_is_warned_of_once_and_overruled(to
     again = toys.Sitting(tmp_path, config=toys.Config(prefill=0)).go_on()
     again.agent.weight += 0.5
     with pytest.warns(UserWarning, match="does not repeat the recorded actions") as said:
-        for _ in range(20):
-            again.online.driver()
+        step(again, 20)
     assert len(said) == 1
     assert toys.plain(again.replay.read(0, 0, 20)) == expected
 

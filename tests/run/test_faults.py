@@ -47,13 +47,14 @@ def test_kills_in_the_worst_places(tmp_path):
     _, logs = killer(
         tmp_path,
         "at",
-        "reverie.data.storage:Storage.put@40",  # before the first checkpoint, in the middle of an episode
-        "reverie.data.storage:Storage.checksum@30",  # a row half written
-        "reverie.agents.dreamer_v1:DreamerV1.update@4",  # in a burst
-        "reverie.checkpoint:_write_tensors@1",  # a checkpoint half written
-        "reverie.checkpoint:_remove_old@2",  # written, the older ones not yet removed
-        "reverie.logger:Board.write@2",  # a line of metrics written, its twin not
-        "reverie.run.train:write_json@1",  # at an evaluation
+        # function @ number of the call @ seconds between checkpoints (0: one at once)
+        "reverie.data.storage:Storage.put@40@1000",  # before the first checkpoint, in the middle of an episode
+        "reverie.data.storage:Storage.checksum@60@1000",  # a row half written
+        "reverie.agents.dreamer_v1:DreamerV1.update@4@1000",  # in a burst
+        "reverie.logger:Board.write@2@1000",  # a line of metrics written, its twin not
+        "reverie.checkpoint:_write_tensors@1@0",  # a checkpoint half written
+        "reverie.checkpoint:_remove_old@1@0",  # written, the older ones not yet removed
+        "reverie.run.train:write_json@1@0",  # at an evaluation
     )
     assert "No checkpoint yet" in logs
     assert "Traceback" not in logs
@@ -82,7 +83,7 @@ def test_ctrl_c_saves_and_the_second_leaves(tmp_path):
         "Online.move, Online.save = counted, slow\n"
         "sys.exit(main(sys.argv[2:]))\n"
     )
-    words = "train dreamer_v1 --env Pendulum-v1 --preset debug --no-pixels --time-limit 20 --steps 400 --threads 1"
+    words = f"{WORDS} --steps 400"
     run = tmp_path / "run"
 
     def begin(how):
@@ -163,16 +164,22 @@ def full(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-WORDS = "train dreamer_v1 --env Pendulum-v1 --preset debug --no-pixels --time-limit 20 --threads 1 --steps 240".split()
+WORDS = (
+    "train dreamer_v1 --env Pendulum-v1 --preset debug --no-pixels --time-limit 20 --threads 1 --steps 240"
+)
 
 
 @pytest.mark.parametrize(
     ("place", "free"),
-    [("reverie.data.storage._take", 3), ("reverie.checkpoint._write_tensors", 1), ("reverie.logger.Board.write", 2)],
+    [
+        ("reverie.data.storage._take", 3),
+        ("reverie.checkpoint._write_tensors", 1),
+        ("reverie.logger.Board.write", 2),
+    ],
     ids=["replay", "checkpoint", "metrics"],
 )
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch, capfd, place, free):
-    words = [*WORDS, "--log-every", "60", "--checkpoint-every", "0", "--run", str(tmp_path / "run")]
+    words = [*WORDS.split(), "--log-every", "60", "--checkpoint-every", "0", "--run", str(tmp_path / "run")]
     monkeypatch.setattr(reverie.data.storage, "RESERVE", 4_000)
     module, name = place.rsplit(".", 1)
     owner = reverie.logger.Board if name == "write" else sys.modules[module]
@@ -270,7 +277,17 @@ def test_a_reward_that_is_none(tmp_path, monkeypatch, capfd, reward):
         obs, r, *rest = original(self, action)
         return obs, (reward if len(count) == 90 else r), *rest
 
-    words = [*WORDS, "--prefill", "60", "--train-every", "20", "--eval-every", "0", "--checkpoint-every", "0"]
+    words = [
+        *WORDS.split(),
+        "--prefill",
+        "60",
+        "--train-every",
+        "20",
+        "--eval-every",
+        "0",
+        "--checkpoint-every",
+        "0",
+    ]
     words += ["--run", str(tmp_path / "run")]
     monkeypatch.setattr(PendulumEnv, "step", step)
     assert main(words) == 2

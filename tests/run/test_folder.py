@@ -75,7 +75,9 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path):
     check_folder(tmp_path / "empty", plan())
 
 
-@pytest.mark.parametrize("text", ["{", "agent: dreamer_v1", "[]", "agent: dreamer_v1\nconfig: {depht: 1}\nenv: x"])
+@pytest.mark.parametrize(
+    "text", ["{", "agent: dreamer_v1", "[]", "agent: dreamer_v1\nconfig: {depht: 1}\nenv: x"]
+)
 def test_a_damaged_config_is_one_sentence(tmp_path, text):
     (tmp_path / "config.yaml").write_text(text)
     with pytest.raises(ReverieError, match=r"config\.yaml can not be read"):

@@ -134,7 +134,10 @@ def test_time_left_is_what_is_left_of_each_kind_of_move(toys, tmp_path):
     sitting = toys.Sitting(tmp_path, config=config, eval_every=50)
     online = sitting.online
     assert online.left() is None
-    online.spent, online.counted = {"act": 1.0, "update": 0.0, "evaluate": 0.0}, {"act": 10, "update": 0, "evaluate": 0}
+    online.spent, online.counted = (
+        {"act": 1.0, "update": 0.0, "evaluate": 0.0},
+        {"act": 10, "update": 0, "evaluate": 0},
+    )
     assert online.left() is None  # nobody knows yet what an update costs
     online.spent = {"act": 1.0, "update": 6.0, "evaluate": 4.0}
     online.counted = {"act": 10, "update": 2, "evaluate": 1}
