@@ -9,14 +9,8 @@ Agents that learn a model of their world and use it to act::
     action = policy.act(obs)
 """
 
-import os
-
-# Before PyTorch comes: its threads wait for each other by spinning, for milliseconds, and where another process
-# has one of the cores they spin in vain; an update took up to ten times as long. A short spin costs nothing.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-from reverie.presets import AGENTS  # noqa: E402
-from reverie.types import ReverieError  # noqa: E402
+from reverie.presets import AGENTS
+from reverie.types import ReverieError
 
 __version__ = "0.1.0"
 __all__ = ["AGENTS", "ReverieError", "load", "make_env", "train"]

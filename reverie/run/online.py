@@ -177,9 +177,9 @@ class Online:
             self.episodes += 1
             self.scores = [*self.scores[-99:], episode.score]
             self.logger.add({"episode/return": episode.score, "episode/length": episode.length})
-        if before < self.config.prefill <= self.env_steps:
-            self.pending += self.config.pretrain
         while self.env_steps >= self.next_train:
+            if self.next_train == self.config.prefill:
+                self.pending += self.config.pretrain
             self.next_train += self.config.train_every
             self.pending += self.config.train_updates
         return self.env_steps - before

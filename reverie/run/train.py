@@ -194,7 +194,7 @@ def newest_good(folder: Path) -> dict[str, Any] | None:
 
 
 def show(plan: Plan, online: Online, result: Evaluation) -> None:
-    """After an evaluation: evaluation.json, with the random policy beside it, and the pictures.
+    """After an evaluation: evaluation.json, with the random policy beside it; at the end also the pictures.
 
     Pictures are a gift: if they can not be made, the run goes on without them.
     """
@@ -206,17 +206,26 @@ def show(plan: Plan, online: Online, result: Evaluation) -> None:
         random = evaluate(None, online.eval_envs, n, rng, stop).as_dict()
     counts = {"env_steps": online.env_steps, "updates": online.updates, "seconds": round(online.elapsed, 1)}
     write_json(folder / "evaluation.json", {**counts, **result.as_dict(), "random": random})
+    if online.env_steps < plan.config.steps:
+        return  # pictures cost as much as dozens of updates; `reverie imagine` makes them at any time
     try:
         if result.frames:
             media.save_gif(folder / "videos" / "episode.gif", np.stack(result.frames), fps=20)
         if any(space.is_image for space in online.envs.obs_space.values()):
-            save_dreams(online.agent, online.replay, folder, plan.run.seed)
+            at_end = online.env_steps >= plan.config.steps
+            save_dreams(online.agent, online.replay, folder, plan.run.seed, mp4=at_end)
     except (ReverieError, OSError, ValueError) as error:
         warnings.warn(f"the pictures of this evaluation could not be made: {error}", stacklevel=2)
 
 
 def save_dreams(
-    agent: Agent, replay: Replay, folder: Path, seed: int, context: int = 5, length: int = 50
+    agent: Agent,
+    replay: Replay,
+    folder: Path,
+    seed: int,
+    context: int = 5,
+    length: int = 50,
+    mp4: bool = True,
 ) -> list[Path]:
     """Open-loop videos of six sequences, as GIF and MP4, and a strip of the first as PNG; their paths."""
     length = min(length, max(replay.counts))
@@ -225,11 +234,11 @@ def save_dreams(
     for name, (truth, prediction) in agent.report(batch, min(context, length - 1)).items():
         stacked = [media.open_loop(t, p, context) for t, p in zip(truth, prediction, strict=True)]
         path = folder / "videos" / name.replace("/", "_")
-        made += [
-            media.save_gif(path.with_suffix(".gif"), media.grid(stacked), fps=12),
-            media.save_mp4(path.with_suffix(".mp4"), media.grid(stacked), fps=12),
-            media.save_strip(path.with_suffix(".png"), truth[0], prediction[0], context),
-        ]
+        film = media.grid(stacked)
+        made.append(media.save_gif(path.with_suffix(".gif"), film, fps=12))
+        if mp4:
+            made.append(media.save_mp4(path.with_suffix(".mp4"), film, fps=12))
+        made.append(media.save_strip(path.with_suffix(".png"), truth[0], prediction[0], context))
     return made
 
 
