@@ -13,6 +13,11 @@ from reverie.envs.base import Env
 from reverie.types import ActionSpace, ReverieError, Step
 
 
+def task_of(names: Sequence[str], seed: int) -> str:
+    """Which of the tasks the episode with this seed is of."""
+    return names[seed % len(names)]
+
+
 class Tasks(Env):
     """The environments of ``envs``, one per episode."""
 
@@ -26,7 +31,9 @@ class Tasks(Env):
                     f"{dict(self.obs_space)}, {name} shows {dict(env.obs_space)}; --pixels makes them alike."
                 )
             if env.act_space.discrete and env.act_space != self.envs[0].act_space:
-                raise ReverieError(f"discrete tasks learned together must have the same actions; {name} has others.")
+                raise ReverieError(
+                    f"discrete tasks learned together must have the same actions; {name} has others."
+                )
         if self.envs[0].act_space.discrete:
             self.act_space = self.envs[0].act_space
         else:
@@ -34,7 +41,7 @@ class Tasks(Env):
         self.current = self.envs[0]
 
     def reset(self, seed: int) -> Step:
-        self.current = self.envs[seed % len(self.envs)]
+        self.current = self.envs[self.names.index(task_of(self.names, seed))]
         return self.current.reset(seed)
 
     def step(self, action: np.ndarray) -> Step:

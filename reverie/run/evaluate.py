@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from reverie.envs.tasks import task_of
+from reverie.envs.vector import episode_seed
 from reverie.types import Agent
 
 
@@ -20,6 +22,7 @@ class Evaluation:
     returns: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
+    seeds: list[int] = field(default_factory=list)  # of the episodes
 
     @property
     def mean(self) -> float:
@@ -28,6 +31,17 @@ class Evaluation:
     @property
     def std(self) -> float:
         return float(np.std(self.returns))
+
+    def by_task(self, env: str) -> dict[str, "Evaluation"]:
+        """The episodes of each task of ``a+b``, by the last part of its name; nothing for a single task."""
+        names = env.split("+")
+        parts: dict[str, Evaluation] = {}
+        for seed, score, length in zip(self.seeds, self.returns, self.lengths, strict=True):
+            part = parts.setdefault(task_of(names, seed).split("/")[-1], Evaluation())
+            part.returns.append(score)
+            part.lengths.append(length)
+            part.seeds.append(seed)
+        return parts if len(names) > 1 else {}
 
     def as_dict(self) -> dict[str, Any]:
         """All but the pictures, for JSON."""
@@ -72,4 +86,5 @@ def evaluate(
             running = [i for i in running if not rows.is_last[i]]
         result.returns += [float(score[i]) for i in streams]
         result.lengths += [int(length[i]) for i in streams]
+        result.seeds += [episode_seed(envs.seed, i, block) for i in streams]
     return result

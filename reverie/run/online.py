@@ -76,9 +76,11 @@ class Online:
         folder: Path,
         logger: Logger,
         show: Callable[["Online", Evaluation], None] = lambda online, result: None,
+        env: str = "",
     ):
         self.agent, self.envs, self.eval_envs, self.replay = agent, envs, eval_envs, replay
         self.config, self.run, self.folder, self.logger, self.show = config, run, folder, logger, show
+        self.env = env  # its name: what is joined by + is told apart in evaluations
         self.driver = Driver(agent, envs, replay, config.prefill, run.seed)
         self.rng = np.random.default_rng([run.seed, 2])  # which sequences are sampled
         self.updates = self.pending = 0  # done; due
@@ -94,12 +96,12 @@ class Online:
         self.sat_down = self.saved_at = time.monotonic()
         self.save_took = 0.0
         self.saved_rows = 0
-        self.spent = {"act": 0.0, "update": 0.0, "evaluate": 0.0}  # seconds of this sitting, by kind of move
+        self.spent = {"act": 0.0, "update": 0.0, "evaluate": 0.0}  # seconds, by kind of move
         self.counted = {
             "act": 0,
             "update": 0,
             "evaluate": 0,
-        }  # env steps, updates, evaluations of this sitting
+        }  # env steps, updates, evaluations
 
     @property
     def env_steps(self) -> int:
@@ -204,8 +206,10 @@ class Online:
             self.agent.load_state_dict(before)
             return 0
         self.last_eval, self.evaluated = result, self.env_steps
+        apart = {f"eval/return/{task}": part.mean for task, part in result.by_task(self.env).items()}
         self.log(
-            **{"eval/return": result.mean, "eval/std": result.std, "eval/length": np.mean(result.lengths)}
+            **{"eval/return": result.mean, "eval/std": result.std, "eval/length": np.mean(result.lengths)},
+            **apart,
         )
         self.progress.say(
             f"{self.env_steps:>11,} env steps {self.updates:>9,} updates {duration(self.elapsed):>8}   "
@@ -274,7 +278,7 @@ class Online:
             "rng": self.rng.bit_generator.state,
             "last_eval": None if last is None else {"returns": last.returns, "lengths": last.lengths},
             **{name: getattr(self, name) for name in COUNTS},
-            "seconds": self.elapsed,
+            "clock": {"seconds": self.elapsed, "spent": self.spent, "counted": self.counted},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -286,7 +290,9 @@ class Online:
         self.last_eval = None if state["last_eval"] is None else Evaluation(**state["last_eval"])
         for name in COUNTS:
             setattr(self, name, state[name])
-        self.seconds, self.sat_down = state["seconds"], time.monotonic()
+        clock = state["clock"]
+        self.seconds, self.sat_down = clock["seconds"], time.monotonic()
+        self.spent, self.counted = dict(clock["spent"]), dict(clock["counted"])
         self.saved_rows = max(self.replay.counts)
 
     def begin_again(self) -> None:

@@ -78,7 +78,16 @@ def carry_out(plan: Plan, folder: Path) -> bool:
         logger = parts.add(Logger(folder, plan.run.wandb, plan.as_dict()))
         replay = parts.add(make_replay(plan, envs, folder))
         online = Online(
-            agent, envs, eval_envs, replay, plan.config, plan.run, folder, logger, partial(show, plan)
+            agent,
+            envs,
+            eval_envs,
+            replay,
+            plan.config,
+            plan.run,
+            folder,
+            logger,
+            partial(show, plan),
+            plan.env,
         )
         say = online.progress.say
         say(about(plan, envs, replay, folder))
@@ -203,9 +212,14 @@ def show(plan: Plan, online: Online, result: Evaluation) -> None:
     if len(random.get("returns", ())) != n:
         rng = np.random.default_rng(plan.run.seed)
         stop = lambda: online.stopping
-        random = evaluate(None, online.eval_envs, n, rng, stop).as_dict()
+        chance = evaluate(None, online.eval_envs, n, rng, stop)
+        random = {**chance.as_dict(), "tasks": tasks(chance, plan.env)}
     counts = {"env_steps": online.env_steps, "updates": online.updates, "seconds": round(online.elapsed, 1)}
-    write_json(folder / "evaluation.json", {**counts, **result.as_dict(), "random": random})
+    by_task = {
+        task: {**part, "random": random.get("tasks", {}).get(task)}
+        for task, part in tasks(result, plan.env).items()
+    }
+    write_json(folder / "evaluation.json", {**counts, **result.as_dict(), "random": random, "tasks": by_task})
     if online.env_steps < plan.config.steps:
         return  # pictures cost as much as dozens of updates; `reverie imagine` makes them at any time
     try:
@@ -216,6 +230,10 @@ def show(plan: Plan, online: Online, result: Evaluation) -> None:
             save_dreams(online.agent, online.replay, folder, plan.run.seed, mp4=at_end)
     except (ReverieError, OSError, ValueError) as error:
         warnings.warn(f"the pictures of this evaluation could not be made: {error}", stacklevel=2)
+
+
+def tasks(result: Evaluation, env: str) -> dict[str, Any]:
+    return {task: part.as_dict() for task, part in result.by_task(env).items()}
 
 
 def save_dreams(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from reverie.envs import SerialEnvs, make_env
-from reverie.run.evaluate import evaluate
+from reverie.run.evaluate import Evaluation, evaluate
 
 
 def whole(toys, folder, **options):
@@ -173,3 +173,10 @@ def test_evaluations_meet_the_same_starts_and_chance_is_seeded(toys):
     # the same starts one after another in one stream as the first episodes of it
     alone = evaluate(None, SerialEnvs(toys.Walk, 1, 9), 1, np.random.default_rng(1))
     assert alone.lengths[0] == first.lengths[0]
+
+
+def test_tasks_learned_together_are_told_apart():
+    result = Evaluation(returns=[1.0, 2.0, 3.0], lengths=[5, 5, 7], seeds=[4, 7, 6])
+    apart = result.by_task("dmc/a+dmc/b")  # even seeds are of the first, odd ones of the second
+    assert {task: part.returns for task, part in apart.items()} == {"a": [1.0, 3.0], "b": [2.0]}
+    assert result.by_task("dmc/a") == {}
