@@ -199,26 +199,30 @@ class Progress:
         left: float | int | None = None,
         note: str = "",
     ) -> str:
-        """The text, ``seconds`` after this sitting began."""
+        """The text, ``seconds`` after this sitting began; what matters most comes first, the bar takes what is left."""
         steps_0, updates_0 = self.start or (0, 0)
         done, seconds = min(env_steps / max(self.total, 1), 1.0), max(seconds, 1e-9)
-        full = math.floor(20 * done)
         parts = [
-            f"{'━' * full}{'╌' * (20 - full)} {math.floor(100 * done):3d}%",
-            f"{env_steps:,}/{self.total:,} env steps",
-            f"{(env_steps - steps_0) / seconds:.0f} env steps/s",
-            f"{(updates - updates_0) / seconds:.1f} updates/s",
-            f"return {'–' if score is None else format(score, '.1f')}",
+            f"{math.floor(100 * done):3d}%",
             note or f"ETA {'–' if left is None else duration(left)}",
+            f"{env_steps:,}/{self.total:,} env steps ({(env_steps - steps_0) / seconds:.0f}/s)",
+            f"{updates:,} updates ({(updates - updates_0) / seconds:.1f}/s)",
+            f"return {'–' if score is None else format(score, '.1f')}",
         ]
-        return "  ".join(parts)
+        text = "  ".join(parts)
+        width = min(20, self.width() - len(text) - 1)
+        full = math.floor(width * done)
+        return f"{'━' * full}{'╌' * (width - full)} {text}" if width >= 5 else text.strip()
+
+    def width(self) -> int:
+        """Columns there are to write in."""
+        return shutil.get_terminal_size().columns - 1 if self.live else 110
 
     def show(self, line: str) -> None:
         if not self.live:
             print(line, file=self.out, flush=True)
             return
-        width = shutil.get_terminal_size().columns - 1
-        self.out.write("\r\x1b[2K" + line[:width])
+        self.out.write("\r\x1b[2K" + line[: self.width()])
         self.out.flush()
         self.shown = True
 

@@ -143,18 +143,28 @@ def test_progress_in_a_pipe_is_a_line_now_and_then():
     assert out.getvalue() == ""
     progress.every = 0
     progress(50, 5, score=2, left=3725)
-    assert out.getvalue().endswith("return 2.0  ETA 1h 02m\n")
+    assert out.getvalue().endswith("return 2.0\n") and "ETA 1h 02m" in out.getvalue()
     assert "\x1b" not in out.getvalue()
 
 
 def test_the_line():
-    progress = Progress(2_000)
+    progress = Progress(2_000, out=io.StringIO())
     progress.start = (500, 10)
-    line = progress.line(50, 1_000, 35, score=-12.34, left=100)
-    assert line == (
-        "━━━━━━━━━━╌╌╌╌╌╌╌╌╌╌  50%  1,000/2,000 env steps  10 env steps/s  0.5 updates/s  return -12.3  ETA 1m 40s"
+    assert progress.line(50, 1_000, 35, score=-12.34, left=100) == (
+        "━━━━━━━━━━╌╌╌╌╌╌╌╌╌╌  50%  ETA 1m 40s  1,000/2,000 env steps (10/s)  35 updates (0.5/s)  return -12.3"
     )
-    assert "return –  ETA –" in progress.line(0, 500, 10)
+    assert "ETA –" in progress.line(0, 500, 10) and progress.line(0, 500, 10).endswith("return –")
+
+
+def test_in_a_narrow_terminal_the_bar_goes_first(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    progress, lines = Progress(20_000, out=Terminal()), {}
+    for columns in (80, 95, 200):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines[columns] = progress.line(50, 10_000, 350, score=-12.34, left=100)
+        assert len(lines[columns]) < columns
+    assert lines[80].startswith("50%  ETA 1m 40s") and lines[200].startswith("━" * 10 + "╌" * 10)
+    assert 5 <= lines[95].count("━") + lines[95].count("╌") < 20
 
 
 def test_words():

@@ -162,7 +162,7 @@ class Sitting:
 def everything(sitting):
     """All that a run is, as one nested value; clocks left out."""
     state = sitting.online.state_dict()
-    state.pop("seconds")
+    state.pop("clock")
     replay = sitting.replay
     rows = [replay.read(s, max(0, c - replay.size), c) for s, c in enumerate(replay.counts)]
     return plain(

@@ -108,7 +108,7 @@ def check_checkpoints(folder: Path) -> int:
 
 def plain(value):
     if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items() if k not in ("seconds", "bytes")}
+        return {k: plain(v) for k, v in value.items() if k not in ("seconds", "clock", "bytes")}
     if isinstance(value, list | tuple):
         return [plain(v) for v in value]
     if isinstance(value, torch.Tensor):
