@@ -109,7 +109,7 @@ class TanhNormal:
         return torch.tanh(self.mean + self.std * noise_like(self.mean, generator))
 
     def log_prob_of(self, raw: Float[Tensor, "... A"]) -> Float[Tensor, "..."]:
-        """Log-density of tanh(raw): log N(raw) - log|d tanh / d raw|, with 2 (ln 2 - x - softplus(-2x)) for the last."""
+        """Log-density of tanh(raw): log N(raw) less log|d tanh / d raw| = 2 (ln 2 - x - softplus(-2x))."""
         z = (raw - self.mean) / self.std
         slope = 2.0 * (math.log(2.0) - raw - F.softplus(-2.0 * raw))
         return (-0.5 * z * z - self.std.log() - LOG_SQRT_2PI - slope).sum(-1)

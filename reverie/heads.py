@@ -66,7 +66,9 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         images, vectors = split_space(space)
-        self.images = nn.ModuleDict({key: ImageDecoder(features, s.shape, depth) for key, s in images.items()})
+        self.images = nn.ModuleDict(
+            {key: ImageDecoder(features, s.shape, depth) for key, s in images.items()}
+        )
         self.sizes = {key: s.shape[0] for key, s in vectors.items()}
         width = sum(self.sizes.values())
         self.vectors = MLP(features, units, layers, width, act) if vectors else None
@@ -82,9 +84,7 @@ class Decoder(nn.Module):
 class Scalar(nn.Module):
     """Features "*B F" to one number each, "*B"."""
 
-    def __init__(
-        self, features: int, units: int, layers: int, act: Callable[[Tensor], Tensor] = F.elu
-    ):
+    def __init__(self, features: int, units: int, layers: int, act: Callable[[Tensor], Tensor] = F.elu):
         super().__init__()
         self.mlp = MLP(features, units, layers, 1, act)
 

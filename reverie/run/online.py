@@ -97,11 +97,7 @@ class Online:
         self.save_took = 0.0
         self.saved_rows = 0
         self.spent = {"act": 0.0, "update": 0.0, "evaluate": 0.0}  # seconds, by kind of move
-        self.counted = {
-            "act": 0,
-            "update": 0,
-            "evaluate": 0,
-        }  # env steps, updates, evaluations
+        self.counted = {"act": 0, "update": 0, "evaluate": 0}  # env steps, updates, evaluations
 
     @property
     def env_steps(self) -> int:
