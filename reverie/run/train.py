@@ -226,8 +226,7 @@ def show(plan: Plan, online: Online, result: Evaluation) -> None:
         if result.frames:
             media.save_gif(folder / "videos" / "episode.gif", np.stack(result.frames), fps=20)
         if any(space.is_image for space in online.envs.obs_space.values()):
-            at_end = online.env_steps >= plan.config.steps
-            save_dreams(online.agent, online.replay, folder, plan.run.seed, mp4=at_end)
+            save_dreams(online.agent, online.replay, folder, plan.run.seed)
     except (ReverieError, OSError, ValueError) as error:
         warnings.warn(f"the pictures of this evaluation could not be made: {error}", stacklevel=2)
 
@@ -237,13 +236,7 @@ def tasks(result: Evaluation, env: str) -> dict[str, Any]:
 
 
 def save_dreams(
-    agent: Agent,
-    replay: Replay,
-    folder: Path,
-    seed: int,
-    context: int = 5,
-    length: int = 50,
-    mp4: bool = True,
+    agent: Agent, replay: Replay, folder: Path, seed: int, context: int = 5, length: int = 50
 ) -> list[Path]:
     """Open-loop videos of six sequences, as GIF and MP4, and a strip of the first as PNG; their paths."""
     length = min(length, max(replay.counts))
@@ -253,10 +246,11 @@ def save_dreams(
         stacked = [media.open_loop(t, p, context) for t, p in zip(truth, prediction, strict=True)]
         path = folder / "videos" / name.replace("/", "_")
         film = media.grid(stacked)
-        made.append(media.save_gif(path.with_suffix(".gif"), film, fps=12))
-        if mp4:
-            made.append(media.save_mp4(path.with_suffix(".mp4"), film, fps=12))
-        made.append(media.save_strip(path.with_suffix(".png"), truth[0], prediction[0], context))
+        made += [
+            media.save_gif(path.with_suffix(".gif"), film, fps=12),
+            media.save_mp4(path.with_suffix(".mp4"), film, fps=12),
+            media.save_strip(path.with_suffix(".png"), truth[0], prediction[0], context),
+        ]
     return made
 
 
