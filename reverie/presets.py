@@ -77,7 +77,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "laptop": dict(
             depth=8,
             units=200,
-            steps=8_000,
+            steps=12_000,
             prefill=2_000,
             pretrain=300,
             train_every=200,
