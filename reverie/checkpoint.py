@@ -16,6 +16,7 @@ as tuples (named ones as plain ones), integers of any size, floats with inf and 
 Anything else is refused by name.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -158,7 +159,9 @@ def _remove_old(folder: Path, newest: Path, keep: int) -> None:
     found = paths(folder)
     end = found.index(newest) + 1
     for path in found[: max(0, end - keep)] + found[end:]:  # later ones are of a future that was given up
-        shutil.rmtree(path, ignore_errors=True)
+        aside = path.with_name(f".writing-gone-{path.name}")  # what has a number is whole, to its last moment
+        with contextlib.suppress(OSError):
+            path.rename(aside)
     for path in folder.glob(".writing-*"):  # of processes that were killed while writing
         shutil.rmtree(path, ignore_errors=True)
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam  # the function: the class imports a compiler, seconds at every start
 
 from reverie.types import NotFinite
 
@@ -25,10 +26,12 @@ class Optimizer:
     ):
         named = [(f"{name}.{key}", p) for name, m in modules.items() for key, p in m.named_parameters()]
         self.names = [name for name, _ in named]
-        self.parameters = [parameter for _, parameter in named]
-        self.clip = clip
-        fused = self.parameters[0].device.type in ("cpu", "cuda")
-        self.adam = torch.optim.Adam(self.parameters, lr=lr, betas=betas, eps=eps, fused=fused)
+        self.parameters: list[Tensor] = [parameter for _, parameter in named]
+        self.lr, self.eps, self.clip, self.betas = lr, eps, clip, betas
+        like = torch.zeros_like
+        self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
+        self.means = [like(p, requires_grad=False) for p in self.parameters]  # of gradients
+        self.squares = [like(p, requires_grad=False) for p in self.parameters]  # of gradients, squared
 
     def gradient(self, loss: Tensor, keep_graph: bool = False) -> "Gradient":
         """d loss / d own parameters; zeros where the loss does not reach one."""
@@ -42,11 +45,22 @@ class Optimizer:
         """Clip to the global norm and take one Adam step."""
         scale = torch.clamp(self.clip / (gradient.norm + 1e-6), max=1.0)
         torch._foreach_mul_(gradient.tensors, scale)
-        for parameter, tensor in zip(self.parameters, gradient.tensors, strict=True):
-            parameter.grad = tensor
-        self.adam.step()
-        for parameter in self.parameters:
-            parameter.grad = None
+        adam(
+            self.parameters,
+            list(gradient.tensors),
+            self.means,
+            self.squares,
+            [],
+            self.steps,
+            fused=scale.device.type in ("cpu", "cuda"),
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.lr,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
+        )
 
     def first_bad(self, tensors: Iterable[Tensor]) -> str:
         for name, tensor in zip(self.names, tensors, strict=True):
@@ -56,19 +70,16 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Adam's moments and step counts by parameter name."""
-        return {
-            name: dict(self.adam.state[parameter])
-            for name, parameter in zip(self.names, self.parameters, strict=True)
-            if parameter in self.adam.state
-        }
+        rows = zip(self.names, self.steps, self.means, self.squares, strict=True)
+        return {name: {"step": n, "exp_avg": mean, "exp_avg_sq": square} for name, n, mean, square in rows}
 
+    @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.adam.state.clear()
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            if name in state:
-                self.adam.state[parameter] = {
-                    key: value.to(parameter.device, copy=True) for key, value in state[name].items()
-                }
+        """Copy such a state; what it does not know begins anew."""
+        for name, *own in zip(self.names, self.steps, self.means, self.squares, strict=True):
+            found = state.get(name)
+            for tensor, key in zip(own, ("step", "exp_avg", "exp_avg_sq"), strict=True):
+                tensor.zero_() if found is None else tensor.copy_(found[key])
 
 
 class Gradient(NamedTuple):

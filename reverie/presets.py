@@ -24,6 +24,7 @@ DEBUG = dict(
     units=10,
     steps=1_200,
     prefill=200,
+    pretrain=0,
     train_every=100,
     train_updates=2,
     batch_size=5,

@@ -5,6 +5,8 @@ import os
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 
+from collections.abc import Iterator
+
 from jaxtyping import install_import_hook
 
 install_import_hook("reverie", "beartype.beartype")
@@ -19,5 +21,8 @@ settings.load_profile("reverie")
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _seed() -> Iterator[None]:
     torch.manual_seed(0)
+    yield
+    torch.set_flush_denormal(False)  # a learner sets it for its process; hypothesis needs every float
+    torch.set_num_threads(1)

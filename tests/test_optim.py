@@ -127,6 +127,10 @@ def test_clipping_is_by_the_global_norm(clip):
         assert part.item() == pytest.approx(0.1 * slope / (slope + 1), rel=1e-5)
 
 
+def untouched(optimizer: Optimizer) -> bool:
+    return all(not tensor.any() for own in optimizer.state_dict().values() for tensor in own.values())
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_bad_gradient_moves_nobody(bad):
     first, second, first_opt, second_opt = two_parts()
@@ -136,7 +140,7 @@ def test_a_bad_gradient_moves_nobody(bad):
     with pytest.raises(NotFinite, match=r"second\.bias"):
         step(good, broken)
     assert same(before, snapshot(first, second))
-    assert first_opt.state_dict() == {} == second_opt.state_dict()
+    assert untouched(first_opt) and untouched(second_opt)
 
 
 def test_an_overflowing_norm_is_a_bad_gradient():
@@ -174,4 +178,4 @@ def test_loading_nothing_forgets():
     weight, optimizer = one()
     take(optimizer, weight, 1.0)
     optimizer.load_state_dict({})
-    assert optimizer.state_dict() == {}
+    assert untouched(optimizer)

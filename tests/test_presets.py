@@ -68,7 +68,7 @@ def test_planets_action_repeat_of_each_task(task, repeat):
 def test_later_presets_and_single_settings_win():
     config = resolve("dreamer_v1", ["laptop", "discrete", "debug"], {"horizon": 7})
     assert config.kl_scale == 0.1  # of discrete
-    assert config.model_lr == 1e-3  # of laptop
+    assert config.model_lr == PRESETS["dreamer_v1"]["laptop"]["model_lr"]
     assert config.depth == 2  # of debug, over laptop's
     assert config.horizon == 7
 

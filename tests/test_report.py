@@ -70,7 +70,8 @@ def test_a_whole_run_is_told(run):
     ) in page.words
     assert "preset laptop · seed 3" in page.words
     assert "1 h 15 min" in page.words and "The last 12 of 15." in page.words
-    assert "15% of its 20,000 env steps" in page.words
+    steps = presets.resolve("dreamer_v1", ["laptop"]).steps
+    assert f"{3000 / steps:.0%} of its {steps:,} env steps" in page.words
     assert "not made yet" not in page.words
     assert [image["alt"] for image in page.images] == [
         "learning curve",

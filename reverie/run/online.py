@@ -272,7 +272,9 @@ class Online:
             "replay": self.replay.state_dict(),
             "logger": self.logger.state_dict(),
             "rng": self.rng.bit_generator.state,
-            "last_eval": None if last is None else {"returns": last.returns, "lengths": last.lengths},
+            "last_eval": None
+            if last is None
+            else {"returns": last.returns, "lengths": last.lengths, "seeds": last.seeds},
             **{name: getattr(self, name) for name in COUNTS},
             "clock": {"seconds": self.elapsed, "spent": self.spent, "counted": self.counted},
         }

@@ -99,10 +99,10 @@ def finished_episodes(folder: Path) -> list[bytes]:
 
 
 def check_checkpoints(folder: Path) -> int:
-    """How many there are; the newest must be whole (an older one may be on its way out)."""
+    """How many there are; each must be whole."""
     found = checkpoint.paths(folder / "checkpoints")
-    if found:
-        checkpoint.load_path(found[-1])
+    for path in found:
+        checkpoint.load_path(path)
     return len(found)
 
 
