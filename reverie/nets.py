@@ -65,15 +65,18 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         glorot_(self)
 
-    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        return product(x, self.weight, self.bias)
+    def forward(self, x: Float[Tensor, "*B I"], act: Act | None = None) -> Float[Tensor, "*B O"]:
+        return product(x, self.weight, self.bias, act)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x W' + b, by the faster of two libraries."""
+def product(x: Tensor, weight: Tensor, bias: Tensor, act: Act | None = None) -> Tensor:
+    """act(x W' + b), by the faster of two libraries; oneDNN does a ReLU on the way."""
     if torch.is_grad_enabled() or ONEDNN is None or len(x) < 64 or not _ours(x):
-        return F.linear(x, weight, bias)
-    return ONEDNN(x, weight, bias, "none", [], "")
+        out, done = F.linear(x, weight, bias), False
+    else:
+        done = act is F.relu
+        out = ONEDNN(x, weight, bias, "relu" if done else "none", [], "")
+    return out if act is None or done else act(out)  # type: ignore[return-value]
 
 
 class MLP(nn.Module):
@@ -86,12 +89,12 @@ class MLP(nn.Module):
         widths = [inputs] + [units] * layers
         self.hidden = nn.ModuleList(Linear(a, b) for a, b in pairwise(widths))
         self.out = None if outputs is None else Linear(widths[-1], outputs)
-        self.act = _activation(act)
+        self.act = act() if isinstance(act, type) else act
         self.outputs = widths[-1] if outputs is None else outputs
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         for layer in self.hidden:
-            x = self.act(layer(x))
+            x = layer(x, self.act)
         return x if self.out is None else self.out(x)
 
 

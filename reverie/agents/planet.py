@@ -141,7 +141,7 @@ class PlaNet:
 
         def picture(image: Tensor) -> Tensor:
             noise = torch.rand(image.shape, generator=generator, device=image.device)
-            return noise.add_(image // (256 // levels)).div_(levels).sub_(0.5)
+            return noise.add_(image >> (8 - self.config.bits)).div_(levels).sub_(0.5)
 
         return {
             key: picture(obs[key]) if space.is_image else obs[key] for key, space in self.obs_space.items()

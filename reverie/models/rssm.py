@@ -127,7 +127,7 @@ class RSSM(nn.Module):
         self, state: State, action: Float[Tensor, "N A"], generator: Generator | None = None
     ) -> State:
         """One step of the prior: what comes after ``action``, without looking."""
-        x = self.act(self.img_in(torch.cat([state.stoch, action], -1)))
+        x = self.img_in(torch.cat([state.stoch, action], -1), self.act)
         deter = self.cell(x, state.deter)
         stats = self.prior(deter)
         noise = self.latent.noise(deter.shape[:-1], deter, generator)
@@ -151,7 +151,7 @@ class RSSM(nn.Module):
 
     def prior(self, deter: Float[Tensor, "*B D"]) -> Float[Tensor, "*B stats"]:
         """Stats of p(s_t | h_t)."""
-        return self.img_stats(self.act(self.img_hidden(deter)))
+        return self.img_stats(self.img_hidden(deter, self.act))
 
     def observe(
         self,
