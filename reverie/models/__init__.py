@@ -1,1 +1,1 @@
-
+"""Learned worlds that two or more papers share."""

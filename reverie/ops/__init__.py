@@ -1,1 +1,1 @@
-
+"""Equations: no parameters, no modules, no randomness unless it is passed in."""
