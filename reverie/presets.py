@@ -41,6 +41,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "finger_spin": dict(action_repeat=2),
         "cup_catch": dict(action_repeat=4),
         "walker_walk": dict(action_repeat=2),
+        # Dreamer's laptop world below, and an eighth of the search: a first guess, not tuned to a score yet.
         "laptop": dict(
             depth=8,
             reward_units=200,
