@@ -14,7 +14,8 @@ one layer (depth 32, 256 images, memory kept):
 - deconv4 has three output channels where a vector has sixteen lanes: the four phases of its output are twelve
   channels of one plain 3 x 3 convolution, shuffled afterwards; forward 28 instead of 92;
 - the gradient to the bias is summed apart: together with it oneDNN takes 132 instead of 68 for the kernel's
-  gradient of deconv3, 62 instead of 31 for deconv2 (both halves of a run of 512 images), 12 instead of 10 for conv1;
+  gradient of deconv3, 62 instead of 31 for deconv2 (both are halves of a
+  run of 512 images), 12 instead of 10 for conv1;
 - where width and kernel are even, two neighbouring pixels are one of twice the channels, which is a view;
   deconv3 forward 63 instead of 68, at depth 16 21 instead of 26, at depth 8 7 instead of 13;
 - fresh memory costs a page fault every 4 KiB: encoder and decoder on 1,250 images, forward and backward, take
@@ -22,8 +23,8 @@ one layer (depth 32, 256 images, memory kept):
   sides keep it here unless ``--faults`` asks otherwise.
 
 Tried and left out: windows copied to a matrix and multiplied in blocks that fit the cache (faster for conv4
-alone, by 30 % over its three passes); the columns of a transposed convolution folded by hand (no gain); one node for a whole GRU
-step (its time is in the products, and a node computes gradients to weights even when nobody asks).
+alone, by 30 % over its three passes); the columns of a transposed convolution folded by hand (no gain); one
+node for a whole GRU step (its time is in the products, and a node computes gradients to weights even when nobody asks).
 """
 
 import argparse
