@@ -135,7 +135,7 @@ def command(argv: list[str]) -> int:
 
 def train(argv: list[str]) -> int:
     from reverie.run.folder import Plan
-    from reverie.run.online import RunConfig
+    from reverie.run.loop import RunConfig
     from reverie.run.train import carry_out, default_folder
 
     if not argv or argv[0].startswith("-"):

@@ -95,6 +95,34 @@ class Bernoulli:
         return F.binary_cross_entropy_with_logits(self.logit, target, reduction="none")
 
 
+class Mixture:
+    """Of Gaussians: every entry has ``K`` of its own, with weights of its own. ``logits``, ``mean`` and
+    ``log_std`` are "... K"; a density is per entry, "..."."""
+
+    def __init__(
+        self, logits: Float[Tensor, "... K"], mean: Float[Tensor, "... K"], log_std: Float[Tensor, "... K"]
+    ):
+        self.log_weights, self.mean, self.log_std = logits.log_softmax(-1), mean, log_std
+
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        z = (value[..., None] - self.mean) * torch.exp(-self.log_std)
+        return torch.logsumexp(self.log_weights - 0.5 * z * z - self.log_std, -1) - LOG_SQRT_2PI
+
+    def loss(self, target: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        return -self.log_prob(target)
+
+    def sample(self, generator: Generator | None = None, temperature: float = 1.0) -> Float[Tensor, "..."]:
+        """Weights raised to 1/temperature, standard deviations times its root; no gradient to the weights.
+
+        The component is the shortest of exponential waiting times with rates ``weights``."""
+        log_weights = self.log_weights.detach() / temperature
+        wait = torch.empty_like(log_weights, memory_format=torch.contiguous_format)
+        rates = log_weights - wait.exponential_(generator=generator).log_()
+        pick = rates.argmax(-1, keepdim=True)
+        mean, log_std = self.mean.gather(-1, pick)[..., 0], self.log_std.gather(-1, pick)[..., 0]
+        return mean + math.sqrt(temperature) * torch.exp(log_std) * noise_like(mean, generator)
+
+
 class TanhNormal:
     """tanh of a Gaussian, summed over the last dimension (Dreamer V1's actor).
 
@@ -117,6 +145,10 @@ class TanhNormal:
     def log_prob(self, value: Tensor) -> Tensor:
         limit = 1.0 - 6e-8  # the largest float32 below 1, whose inverse tanh is 8.66
         return self.log_prob_of(torch.atanh(value.clamp(-limit, limit)))
+
+    def entropy(self, generator: Generator | None = None) -> Float[Tensor, "*B"]:
+        """Estimated from one draw, with its gradient: there is no closed form."""
+        return -self.log_prob_of(self.mean + self.std * noise_like(self.mean, generator))
 
     @property
     def mode(self) -> Tensor:
@@ -175,7 +207,7 @@ class OneHot:
     def log_prob(self, value: Tensor) -> Tensor:
         return (value * self.log_probs).sum(-1)
 
-    def entropy(self) -> Tensor:
+    def entropy(self, generator: Generator | None = None) -> Tensor:
         return -(self.probs * self.log_probs).sum(-1)
 
     def _one_hot(self, picks) -> Tensor:

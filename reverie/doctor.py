@@ -245,8 +245,9 @@ def step_seconds(env: Any, budget: int | float = 1.0) -> float:
 def training(agent: str, env_name: str, names: tuple[str, ...], pixels: bool) -> Iterator[Row]:
     """What will be trained on what, and how long it will take."""
     from reverie.run.folder import Plan
-    from reverie.run.online import RunConfig
-    from reverie.run.train import env_factory, make_agent, make_replay, spaces
+    from reverie.run.loop import RunConfig
+    from reverie.run.online import Online
+    from reverie.run.train import env_factory, loop_of, make_agent, make_replay, rows, spaces
 
     config = presets.resolve(agent, names, {"pixels": pixels})
     plan = Plan(agent, env_name, names, config, RunConfig(replay_on_disk=False))
@@ -263,12 +264,15 @@ def training(agent: str, env_name: str, names: tuple[str, ...], pixels: bool) ->
             yield Row(GOOD, "parameters", f"{sum(sizes):,}")
         decision = decision_seconds(learner, env)
         yield Row(GOOD, "decision", f"{1e3 * decision:.1f} ms")
+        if loop_of(agent) is not Online:
+            yield from forecast_stages(plan, step, learner, env)
+            return
         batch = random_batch(env, config.batch_size, config.batch_length)
         update = seconds_each(lambda: learner.update(batch), 5.0)
         size = f"{config.batch_size} sequences of {config.batch_length}"
         yield Row(GOOD, "update", f"{duration_fine(update)}, {size}")
         yield from forecast(plan, step, decision, update)
-        replay = make_replay(plan, One(env), Path())
+        replay = make_replay(plan, One(env), Path(), *rows(plan, 1))
         yield Row(GOOD, "replay", f"up to {replay.bytes / 1e9:.2f} GB, {replay.capacity:,} rows")
     finally:
         torch.set_num_threads(before)
@@ -299,6 +303,33 @@ def forecast(plan: Any, step: int | float, decision: int | float, update: int | 
         f"about {duration(total)} for {c.steps:,} env steps and {updates:,} updates ({share}), "
         f"and {plural(evaluations, 'evaluation')} of {plural(run.eval_episodes, 'episode')}",
     )
+
+
+def forecast_stages(plan: Any, step: int | float, learner: Any, env: Any) -> Iterator[Row]:
+    """What each stage will take; how long episodes are is guessed from random ones."""
+    from reverie.agents.world_models import Latents
+
+    c = plan.config
+    pictures = random_batch(env, c.v_batch, 1).obs[learner.key][:, 0]
+    v = seconds_each(lambda: learner.update_v(pictures), 3.0)
+    length = min(c.m_length, 50)  # time grows with it in proportion
+    chunk = Latents(
+        torch.randn(length, c.m_batch, 2, c.latents),
+        torch.zeros(length, c.m_batch, env.act_space.size),
+        torch.zeros(length, c.m_batch),
+        torch.zeros(length, c.m_batch),
+    )
+    m = seconds_each(lambda: learner.update_m(chunk, learner.blank(c.m_batch)), 3.0) * c.m_length / length
+    row, frames = env.reset(0), 0
+    rng = np.random.default_rng(0)
+    while not row.is_last and frames < 3_000:
+        row = env.step(env.act_space.sample(rng, 1)[0])
+        frames += 1
+    parts = {"collect": c.rollouts * frames * step, "V": c.v_updates * v, "M": c.m_updates * m}
+    for name, seconds in parts.items():
+        yield Row(GOOD, name, f"about {duration(seconds)}")
+    rollouts = f"{c.generations:,} generations of {c.population} x {c.trials} rollouts"
+    yield Row(NOTE, "C", f"{rollouts} in the {c.evolve_in}: depends on how long they live")
 
 
 def decision_seconds(agent: Any, env: Any) -> float:

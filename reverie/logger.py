@@ -12,7 +12,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class Logger:
         self.board: Board | None = None  # begun at the first write, when it is known where the run goes on
         self.wandb = start_wandb(folder, config or {}) if wandb else None
         self.sums: dict[str, list[Any]] = {}  # name: [sum, count]
-        self.last = -1  # env steps of the last line
+        self.last = -1  # where the last line is drawn
 
     def add(self, metrics: Mapping[str, Any]) -> None:
         """Take numbers (or 0-d tensors) into the averages of the next write.
@@ -66,9 +66,11 @@ class Logger:
             if not math.isfinite(total):
                 raise NotFinite(f"the metric {name}")
 
-    def write(self, env_steps: int, **now: int | float) -> dict[str, int | float]:
-        """Write the averages, and the numbers of this moment, under ``env_steps``."""
+    def write(self, env_steps: int, at: int | None = None, /, **now: int | float) -> dict[str, int | float]:
+        """Write the averages, and the numbers of this moment, under ``env_steps``. ``at`` is where boards draw them,
+        if env steps do not tell (they stand still while a model is trained)."""
         self.check()
+        at = env_steps if at is None else at
         row = {name: float(total) / count for name, (total, count) in self.sums.items()}
         line = {"env_steps": env_steps, **now, **row}
         text = json.dumps(line).encode() + b"\n"
@@ -78,15 +80,15 @@ class Logger:
                 self.board = Board(self.path.parent, self.last + 1)
             if self.file.write(text) != len(text):
                 raise OSError(28, "No space left on device")
-            self.board.write(env_steps, line)
+            self.board.write(at, line)
         except OSError as error:
             os.ftruncate(self.file.fileno(), before)  # half a line is none
             raise ReverieError(
                 f"{self.path} could not be written ({error.strerror}); free some space, then run the same command"
             ) from error
         if self.wandb is not None:
-            self.wandb.log(line, step=env_steps)
-        self.sums, self.last = {}, env_steps
+            self.wandb.log(line, step=at)
+        self.sums, self.last = {}, at
         return line
 
     def size(self) -> int:
@@ -209,6 +211,16 @@ class Progress:
             f"{updates:,} updates ({(updates - updates_0) / seconds:.1f}/s)",
             f"return {'–' if score is None else format(score, '.1f')}",
         ]
+        return self.bar(done, parts)
+
+    def stage(self, made: Callable[[], tuple[float, list[str]]]) -> None:
+        """Show what ``made`` says, if it is time to: how much is done, 0..1, and the parts of a line."""
+        if time.monotonic() - self.last >= self.every:
+            self.last = time.monotonic()
+            done, parts = made()
+            self.show(self.bar(done, [f"{math.floor(100 * done):3d}%", *parts]))
+
+    def bar(self, done: float, parts: list[str]) -> str:
         text = "  ".join(parts)
         width = min(20, self.width() - len(text) - 1)
         full = math.floor(width * done)

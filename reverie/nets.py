@@ -1,4 +1,4 @@
-"""The networks every learned world is built from: layers, the image encoder and decoder, and the GRU cell.
+"""The networks every learned world is built from: layers, the image encoder and decoder, GRU cell and LSTM.
 
 Images keep their "h w c" order in memory from the camera to the loss: a convolution reads them as
 channels-last views, nothing is transposed. The encoder and decoder are those of PlaNet and Dreamer (first
@@ -69,7 +69,7 @@ class Linear(nn.Linear):
         return product(x, self.weight, self.bias, act)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor, act: Act | None = None) -> Tensor:
+def product(x: Tensor, weight: Tensor, bias: Tensor | None, act: Act | None = None) -> Tensor:
     """act(x W' + b), by the faster of two libraries; oneDNN does a ReLU on the way."""
     if torch.is_grad_enabled() or ONEDNN is None or len(x) < 64 or not _ours(x):
         out, done = F.linear(x, weight, bias), False
@@ -309,3 +309,95 @@ class GRUCell(nn.Module):
         hr, hu, hn = gh.chunk(3, -1)
         n = torch.tanh(xn + torch.sigmoid(xr + hr) * hn)
         return n + torch.sigmoid(xu + hu) * (h - n)
+
+
+class LSTM(nn.Module):
+    """Long short-term memory of one layer, time first::
+
+        c' = f c + i j        h' = o tanh(c')        i, j, f, o = sig, tanh, sig, sig of (W x + U h + b)
+
+    One bias; ``forget`` is added to f's before its sigmoid and is not a parameter. Gates are stacked i, j, f, o
+    (TensorFlow's order), and W, U drawn as one Glorot-uniform kernel.
+    """
+
+    shift: Tensor
+
+    def __init__(self, inputs: int, units: int, forget: float = 1.0) -> None:
+        super().__init__()
+        self.kernel = nn.Parameter(torch.empty(4 * units, inputs))
+        self.recurrent = nn.Parameter(torch.empty(4 * units, units))
+        self.bias = nn.Parameter(torch.zeros(4 * units))
+        self.inputs, self.units = inputs, units
+        shift = torch.zeros(4 * units)
+        shift[2 * units : 3 * units] = forget
+        self.register_buffer("shift", shift, persistent=False)
+        bound = (6 / (inputs + units + 4 * units)) ** 0.5
+        for kernel in (self.kernel, self.recurrent):
+            nn.init.uniform_(kernel, -bound, bound)
+
+    def forward(
+        self,
+        x: Float[Tensor, "T n I"],
+        h: Float[Tensor, "n U"],
+        c: Float[Tensor, "n U"],
+        keep: Float[Tensor, "T n"] | None = None,
+    ) -> tuple[Float[Tensor, "T n U"], tuple[Float[Tensor, "n U"], Float[Tensor, "n U"]]]:
+        """All h' in order, and the last h' and c'. Where ``keep`` is 0, h and c are zeroed *before* that step."""
+        gates = product(x, self.kernel, self.bias + self.shift)
+        if keep is None:
+            keep = x.new_ones(x.shape[:2])
+        hidden, last = _LSTM.apply(gates, self.recurrent, h, c, keep[..., None])
+        return hidden, (hidden[-1], last)
+
+    def step(
+        self, x: Float[Tensor, "n I"], h: Float[Tensor, "n U"], c: Float[Tensor, "n U"]
+    ) -> tuple[Float[Tensor, "n U"], Float[Tensor, "n U"]]:
+        """One step, h' and c'."""
+        gates = product(x, self.kernel, self.bias + self.shift) + product(h, self.recurrent, None)
+        i, j, f, o = gates.chunk(4, -1)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(j)
+        return torch.sigmoid(o) * torch.tanh(c), c
+
+
+class _LSTM(torch.autograd.Function):
+    """The recurrence, with the gradient of the recurrent kernel as one product over all of time: summed step by
+    step, it is read and written as often as there are steps."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, kernel: Tensor, h: Tensor, c: Tensor, keep: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        time, n, units = *x.shape[:2], h.shape[-1]
+        gates = torch.empty_like(x)  # after their sigmoid or tanh
+        before, cells, hidden = (x.new_empty(2, time, n, units), *x.new_empty(2, time, n, units))
+        wide = kernel.t()
+        for t in range(time):
+            torch.mul(h, keep[t], out=before[0, t])
+            torch.mul(c, keep[t], out=before[1, t])
+            g = torch.addmm(x[t], before[0, t], wide, out=gates[t])
+            i, j, f, o = g.chunk(4, -1)
+            i.sigmoid_(), j.tanh_(), f.sigmoid_(), o.sigmoid_()
+            c = torch.mul(f, before[1, t], out=cells[t]).addcmul_(i, j)
+            h = torch.mul(o, c.tanh(), out=hidden[t])
+        ctx.save_for_backward(kernel, gates, before, cells, keep)
+        return hidden, cells[-1].clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, to_hidden: Tensor, to_last: Tensor) -> tuple[Tensor | None, ...]:
+        kernel, gates, before, cells, keep = ctx.saved_tensors
+        to_gates, to_h, to_c = torch.empty_like(gates), torch.zeros_like(to_last), to_last.clone()
+        for t in reversed(range(len(gates))):
+            to_h = to_h + to_hidden[t]
+            i, j, f, o = gates[t].chunk(4, -1)
+            to_i, to_j, to_f, to_o = to_gates[t].chunk(4, -1)
+            bent = cells[t].tanh()
+            torch.mul(to_h, bent, out=to_o).mul_(o).mul_(1 - o)
+            to_c = to_c + to_h * o * (1 - bent * bent)
+            torch.mul(to_c, j, out=to_i).mul_(i).mul_(1 - i)
+            torch.mul(to_c, i, out=to_j).mul_(1 - j * j)
+            torch.mul(to_c, before[1, t], out=to_f).mul_(f).mul_(1 - f)
+            to_c = to_c * f * keep[t]
+            to_h = (to_gates[t] @ kernel) * keep[t]
+        to_kernel = to_gates.flatten(0, 1).t() @ before[0].flatten(0, 1)
+        return to_gates, to_kernel, to_h, to_c, None

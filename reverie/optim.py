@@ -4,6 +4,7 @@ Built with the modules it may change, it takes the gradient of a loss for those 
 gradient *through* another module without moving it, and nothing has to be frozen and thawed.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,19 +16,26 @@ from reverie.types import NotFinite
 
 
 class Optimizer:
-    """Adam on the parameters of ``modules``, with the gradient clipped to a global norm.
+    """Adam on the parameters of ``modules``, with the gradient clipped to a global norm ``clip``, and each of its
+    entries to ``clip_value``.
 
     ``gradient(loss)`` and ``step(...)`` are apart so that an agent can take all gradients from the same
     parameters before any of them moves.
     """
 
     def __init__(
-        self, modules: Mapping[str, nn.Module], lr: float, eps: float, clip: float, betas=(0.9, 0.999)
+        self,
+        modules: Mapping[str, nn.Module],
+        lr: float,
+        eps: float,
+        clip: float = math.inf,
+        betas=(0.9, 0.999),
+        clip_value: float = math.inf,
     ):
         named = [(f"{name}.{key}", p) for name, m in modules.items() for key, p in m.named_parameters()]
         self.names = [name for name, _ in named]
         self.parameters: list[Tensor] = [parameter for _, parameter in named]
-        self.lr, self.eps, self.clip, self.betas = lr, eps, clip, betas
+        self.lr, self.eps, self.clip, self.betas, self.clip_value = lr, eps, clip, betas, clip_value
         like = torch.zeros_like
         self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
         self.means = [like(p, requires_grad=False) for p in self.parameters]  # of gradients
@@ -45,6 +53,9 @@ class Optimizer:
         """Clip to the global norm and take one Adam step."""
         scale = torch.clamp(self.clip / (gradient.norm + 1e-6), max=1.0)
         torch._foreach_mul_(gradient.tensors, scale)
+        if self.clip_value < math.inf:
+            torch._foreach_clamp_min_(gradient.tensors, -self.clip_value)
+            torch._foreach_clamp_max_(gradient.tensors, self.clip_value)
         adam(
             self.parameters,
             list(gradient.tensors),

@@ -15,6 +15,7 @@ from reverie.types import ReverieError
 AGENTS = {  # name: (module, class)
     "planet": ("reverie.agents.planet", "PlaNet"),
     "dreamer_v1": ("reverie.agents.dreamer_v1", "DreamerV1"),
+    "world_models": ("reverie.agents.world_models", "WorldModels"),
 }
 
 DEBUG = dict(
@@ -94,6 +95,70 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             critic_lr=3e-4,
         ),
         "debug": dict(**DEBUG, horizon=3),
+    },
+    "world_models": {
+        "paper": {},  # CarRacing
+        "take_cover": dict(  # the released code's values for Doom
+            random_policy="held",
+            shortest=100,
+            latents=64,
+            v_updates=308_000,
+            units=512,
+            restart=True,
+            m_updates=24_400,
+            m_length=500,
+            m_lr_decay=0.99999,
+            reads="zch",
+            bias=False,
+            one_sided=(),
+            evolve_in="dream",
+            temperature=1.15,
+        ),
+        # The table's other controllers (Sec. "Car Racing Experiment")
+        "z": dict(reads="z"),
+        "z_hidden": dict(reads="z", hidden=40),
+        # Two cores, no GPU: the same networks and losses, fewer pictures, updates and rollouts.
+        "laptop": dict(
+            rollouts=200,
+            v_updates=6_000,
+            m_updates=2_000,
+            m_batch=32,
+            m_length=250,
+            population=16,
+            trials=4,
+            generations=40,
+            eval_generations=10,
+        ),
+        "take_cover_laptop": dict(
+            rollouts=1_000,
+            m_updates=600,
+            m_batch=100,
+            m_length=500,
+            population=64,
+            trials=16,
+            generations=60,
+        ),
+        "debug": dict(
+            rollouts=4,
+            depth=2,
+            latents=4,
+            v_updates=3,
+            v_batch=8,
+            units=8,
+            rewards=True,
+            m_updates=4,
+            m_batch=2,
+            m_length=8,
+            one_sided=(),
+            population=4,
+            trials=2,
+            generations=2,
+            eval_generations=1,
+            quick_episodes=2,
+            final_episodes=3,
+            dream_steps=20,
+            starts=8,
+        ),
     },
 }
 

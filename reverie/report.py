@@ -113,8 +113,11 @@ def _result(rows: Sequence[Row], evaluation: Mapping[str, Any], config: Mapping[
 
 
 def _learning(rows: Sequence[Row], evaluation: Mapping[str, Any]) -> str:
-    x, y = series(rows, "eval/return")
-    raw_x, raw_y = series(rows, "episode/return")
+    """Evaluations over env steps beside training episodes, or over generations beside the population's mean."""
+    evolved = any("generation" in row for row in rows)
+    against = "generation" if evolved else "env_steps"
+    x, y = series(rows, "eval/return", against)
+    raw_x, raw_y = series(rows, "c/mean" if evolved else "episode/return", against)
     if not len(x) and not len(raw_x):
         return _missing("The learning curve")
     chance = _number((evaluation.get("random") or {}).get("mean"))
@@ -126,16 +129,18 @@ def _learning(rows: Sequence[Row], evaluation: Mapping[str, Any]) -> str:
         arms = {"evaluation": [plot.Curve(x, y)]} if len(x) else {"training": [plot.Curve(raw_x, raw_y)]}
         plot.draw(axes, arms, random=chance)
         axes.set_ylabel("return")
+        if evolved:
+            axes.set_xlabel("generations")
         if len(x) and len(raw_x):
-            axes.set_title(
-                "Thin: training episodes, exploring", fontsize=8.5, fontweight="normal", color=plot.QUIET
-            )
+            thin = "the population's mean, where it is evolved" if evolved else "training episodes, exploring"
+            axes.set_title(f"Thin: {thin}", fontsize=8.5, fontweight="normal", color=plot.QUIET)
         return _image(figure, "learning curve")
 
 
 def _losses(rows: Sequence[Row]) -> str:
     names = sorted({key for row in rows for key in row if isinstance(key, str) and key.startswith("loss/")})
-    found = [(name, *series(rows, name)) for name in names]
+    against = "updates" if any("generation" in row for row in rows) else "env_steps"
+    found = [(name, *series(rows, name, against)) for name in names]
     found = [entry for entry in found if len(entry[1])]
     if not found:
         return _missing("The figure of the losses")
@@ -151,7 +156,7 @@ def _losses(rows: Sequence[Row]) -> str:
             axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: plot.steps(v)))
             axes.yaxis.set_major_locator(MaxNLocator(4))
             axes.tick_params(labelsize=8)
-        return _image(figure, "losses over env steps")
+        return _image(figure, f"losses over {against.replace('_', ' ')}")
 
 
 def _videos(folder: Path) -> str:
@@ -243,7 +248,7 @@ def _command(folder: Path, config: Mapping[str, Any]) -> str:
 def command(folder: Path, config: Mapping[str, Any]) -> str:
     """The command line that goes on with a run: agent, task, presets, and what differs from them."""
     from reverie import presets
-    from reverie.run.online import RunConfig
+    from reverie.run.loop import RunConfig
     from reverie.types import ReverieError
 
     agent, names = str(config["agent"]), _names(config)

@@ -147,6 +147,9 @@ class Agent(Protocol):
 class World(Protocol):
     """What any learned model shows to a dream; everything is batched over n streams."""
 
+    temperature: float
+    """How spread out what is imagined is, > 0: at 1 as learned, below tamer, above wilder (World Models' tau)."""
+
     def initial(self, n: int) -> Carry:
         """What is known before the first observation."""
 
@@ -158,6 +161,9 @@ class World(Protocol):
     def imagine(self, carry: Carry, action: Tensor) -> Carry:
         """Predict one step ahead under ``action`` "n A", without looking."""
 
+    def features(self, carry: Carry) -> Tensor:
+        """What a policy may read of it, "n F"."""
+
     def decode(self, carry: Carry) -> dict[str, Tensor]:
         """What the model believes it would see: images uint8 "n h w c", vectors float32."""
 
@@ -166,3 +172,9 @@ class World(Protocol):
 
     def cont(self, carry: Carry) -> Tensor:
         """Probability that the episode goes on after it, "n"."""
+
+    def take(self, carry: Carry, index: Tensor) -> Carry:
+        """Those streams alone, by number, in that order."""
+
+    def put(self, carry: Carry, index: Tensor, part: Carry) -> Carry:
+        """A carry in which the streams ``index`` are those of ``part``; the one given stays as it is."""

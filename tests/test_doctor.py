@@ -101,7 +101,7 @@ def test_a_check_that_raises_ends_in_its_sentence():
 def test_the_forecast_adds_up():
     from reverie import presets
     from reverie.run.folder import Plan
-    from reverie.run.online import RunConfig
+    from reverie.run.loop import RunConfig
 
     config = presets.resolve(
         "dreamer_v1", ("debug",), dict(steps=1_000, prefill=200, train_every=100, train_updates=2)

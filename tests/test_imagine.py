@@ -11,6 +11,8 @@ from reverie.types import Batch, World
 class Diary:
     """Its state "n 2" is (rows seen, sum of imagined actions); it shows both as pixels."""
 
+    temperature = 1.0
+
     def __init__(self):
         self.told = []
 
@@ -34,6 +36,15 @@ class Diary:
 
     def cont(self, carry):
         return carry[:, 0]
+
+    def features(self, carry):
+        return carry
+
+    def take(self, carry, index):
+        return carry[index]
+
+    def put(self, carry, index, part):
+        return carry.index_copy(0, index, part)
 
 
 def batch(n=3, time=8):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reverie.nets import MLP, Conv, Deconv, GRUCell, ImageDecoder, ImageEncoder, glorot_
+from reverie.nets import LSTM, MLP, Conv, Deconv, GRUCell, ImageDecoder, ImageEncoder, glorot_
 from reverie.types import ReverieError
 
 
@@ -195,3 +195,29 @@ def test_mlp_is_linear_act_linear(act):
     close(mlp(x), mlp.out(y))
     assert MLP(3, 5, 2, None, act)(x).shape == (4, 2, 5)
     assert MLP(3, 5, 0, 2, act)(x).shape == (4, 2, 2)
+
+
+def test_lstm_is_its_step_in_a_loop_and_so_is_its_gradient():
+    """Resets in the middle, the last cell read too; in double precision."""
+    torch.manual_seed(0)
+    lstm = LSTM(3, 5).double()
+    x, w = (
+        torch.randn(7, 4, 3, dtype=torch.double, requires_grad=True),
+        torch.randn(7, 4, 5, dtype=torch.double),
+    )
+    h, c = (torch.randn(4, 5, dtype=torch.double, requires_grad=True) for _ in range(2))
+    keep = (torch.rand(7, 4) > 0.3).double()
+
+    def in_a_loop():
+        out, now = [], (h, c)
+        for t in range(7):
+            now = lstm.step(x[t], *(part * keep[t][:, None] for part in now))
+            out.append(now[0])
+        return torch.stack(out), now
+
+    found = []
+    for hidden, (last_h, last_c) in (lstm(x, h, c, keep), in_a_loop()):
+        loss = (hidden * w).sum() + last_c.square().sum() + last_h.sum()
+        found.append([hidden, *torch.autograd.grad(loss, [x, h, c, *lstm.parameters()])])
+    for ours, slow in zip(*found, strict=True):
+        torch.testing.assert_close(ours, slow, rtol=1e-12, atol=1e-12)

@@ -25,7 +25,7 @@ def test_every_preset_builds(agent, preset):
     config = resolve(agent, [preset])
     assert dataclasses.asdict(config) == dataclasses.asdict(config_class(agent)()) | PRESETS[agent][preset]
     built = agent_class(agent)(
-        IMAGE, ActionSpace(4, (4,)) if preset == "discrete" else ActionSpace(2), config
+        IMAGE, ActionSpace(4, (4,)) if preset == "discrete" else ActionSpace(3), config
     )
     assert isinstance(built, Agent)
     assert built.config is config
@@ -35,7 +35,7 @@ def test_every_preset_builds(agent, preset):
 def test_debug_takes_an_update(agent):
     config = resolve(agent, ["debug"])
     built = agent_class(agent)(IMAGE, ActionSpace(2), config)
-    b, t = config.batch_size, config.batch_length
+    b, t = getattr(config, "batch_size", 4), getattr(config, "batch_length", 6)
     no = torch.zeros(b, t, dtype=torch.bool)
     image = torch.randint(0, 256, (b, t, 64, 64, 3), dtype=torch.uint8)
     actions = torch.rand(b, t, 2)
@@ -46,6 +46,9 @@ def test_debug_takes_an_update(agent):
 @pytest.mark.parametrize("agent", AGENTS)
 def test_a_debug_run_is_short(agent):
     config = resolve(agent, ["debug"])
+    if agent == "world_models":
+        assert config.v_updates + config.m_updates <= 50 and config.generations <= 2
+        return
     updates = (config.steps - config.prefill) // config.train_every * config.train_updates
     assert 0 < updates <= 50
 

@@ -11,7 +11,7 @@ import yaml
 
 from reverie import media, presets, report
 from reverie.run.folder import Plan
-from reverie.run.online import RunConfig
+from reverie.run.loop import RunConfig
 
 VOID = {"meta", "img"}
 

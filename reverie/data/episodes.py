@@ -100,11 +100,16 @@ def load(path: Path) -> Episode:
     return episode
 
 
-def load_all(folder: Path) -> Iterator[Episode]:
-    """The episodes of ``folder``, oldest first."""
+def files(folder: Path) -> list[Path]:
+    """The episodes of ``folder``, oldest first. Raises ``ReverieError`` if there are none."""
     found = sorted(path for path in Path(folder).glob("*.npz") if NAME.fullmatch(path.name))
     if not found:
         raise ReverieError(
             f"there are no episodes (000000-500.npz, ...) in {folder}; name a folder that has some"
         )
-    return map(load, found)
+    return found
+
+
+def load_all(folder: Path) -> Iterator[Episode]:
+    """The episodes of ``folder``, read one after another."""
+    return map(load, files(folder))

@@ -30,7 +30,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -244,6 +244,21 @@ class Replay:
             if (before >= floors[streams]).all():
                 return batch
 
+    def take(self, streams: Sequence[int], firsts: Sequence[int], length: int = 1) -> Batch:
+        """The sequences of ``length`` rows that begin at row ``firsts[i]`` of stream ``streams[i]``."""
+        for stream, first in zip(streams, firsts, strict=True):
+            low, count = self._low(stream, self._counts[stream]), self._counts[stream]
+            if not low <= first <= count - length:
+                raise ReverieError(
+                    f"replay: rows {first} to {first + length - 1} of stream {stream} are not stored; it has "
+                    f"{low} to {count - 1}"
+                )
+        before = [
+            max(first - 1, self._context(s, self._counts[s]))
+            for s, first in zip(streams, firsts, strict=True)
+        ]
+        return self._gather(list(streams), list(firsts), before, length)
+
     def _draw(
         self, lows: np.ndarray, counts: np.ndarray, batch_size: int, length: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -332,8 +347,8 @@ class Replay:
             finished.popleft()
         return list(finished)
 
-    def read(self, stream: int, first: int, end: int) -> dict[str, np.ndarray]:
-        """Copies of rows ``first`` .. ``end - 1``: observations as ``obs/KEY``, other fields by name."""
+    def read(self, stream: int, first: int, end: int, obs: bool = True) -> dict[str, np.ndarray]:
+        """Copies of rows ``first`` .. ``end - 1``: observations (if ``obs``) as ``obs/KEY``, other fields by name."""
         count = self._counts[stream]
         if (
             not self._context(stream, count)
@@ -346,7 +361,8 @@ class Replay:
                 f"it holds {self._low(stream, count)} to {count}"
             )
         slots = np.arange(first, end) % self.slots
-        rows = {f"obs/{key}": self.storage.obs[stream][key][slots] for key in self.obs_space}
+        keys = self.obs_space if obs else ()
+        rows = {f"obs/{key}": self.storage.obs[stream][key][slots] for key in keys}
         steps = self.storage.steps[stream][slots]
         return rows | {name: np.ascontiguousarray(steps[name]) for name in FIELDS}
 

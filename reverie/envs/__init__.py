@@ -1,11 +1,15 @@
-"""Environments: adapters for Gymnasium and dm_control, wrappers, and n of them stepped together.
+"""Environments: adapters for Gymnasium, dm_control and Doom, wrappers, and n of them stepped together.
 
-``make_env`` is the front door; ``SerialEnvs`` and ``WorkerEnvs`` step many. Importing this registers the
-worlds of ``small.py`` with Gymnasium: ``reverie/Catch-v0``, ``reverie/Probe-v0``, ``reverie/Everything-v0``.
+``make_env`` is the front door; ``SerialEnvs`` and ``WorkerEnvs`` step many. Importing this registers worlds of
+our own with Gymnasium: those of ``small.py``, ``reverie/Catch-v0``, ``reverie/Probe-v0`` and
+``reverie/Everything-v0``, and the races of ``car_racing.py``, ``reverie/CarRacing-v0``, the same with the stock
+picture, ``reverie/CarRacingExact-v0``, and the one that only the clock ends, ``reverie/CarRacingFull-v0``.
 """
 
 from collections.abc import Callable
 from typing import Any
+
+import gymnasium
 
 import reverie.envs.small  # noqa: F401  (registers its worlds)
 from reverie.envs.base import Env
@@ -14,6 +18,12 @@ from reverie.envs.wrappers import ActionRepeat, Pixels, Resize, TimeLimit
 from reverie.types import ReverieError
 
 __all__ = ["Env", "Envs", "SerialEnvs", "WorkerEnvs", "episode_seed", "from_gymnasium", "make_env"]
+
+# Not registered in car_racing.py, which cannot be imported without Box2D.
+for _race, _how in (("", {}), ("Exact", {"exact": True}), ("Full", {"full_episodes": True})):
+    if f"reverie/CarRacing{_race}-v0" not in gymnasium.registry:
+        _entry = "reverie.envs.car_racing:CarRacing"
+        gymnasium.register(f"reverie/CarRacing{_race}-v0", _entry, max_episode_steps=1000, kwargs=_how)
 
 
 def make_env(
@@ -28,12 +38,13 @@ def make_env(
 ) -> Env:
     """The environment called ``name``, in canonical form.
 
-    ``dmc/<domain>_<task>`` is the DeepMind Control Suite; any other name is looked up with Gymnasium
-    (``Pendulum-v1``, ``gym/Pendulum-v1``, ``module:Name-v0``). With ``pixels`` nothing but pictures is
-    observed: the environment's own if it has any, else what it draws. Pictures are ``image_size`` square
-    (None: as they are). ``time_limit`` in env steps replaces the environment's own. ``a+b`` is both tasks,
-    one per episode. ``renderer`` is how MuJoCo draws: reference, near or fast; ``camera`` is its number or
-    name (None: the one that shows the task). Raises ``ReverieError`` for unknown names and missing packages.
+    ``dmc/<domain>_<task>`` is the DeepMind Control Suite, ``doom/take_cover`` a scenario of ViZDoom; any other
+    name is looked up with Gymnasium (``Pendulum-v1``, ``gym/Pendulum-v1``, ``module:Name-v0``). With ``pixels``
+    nothing but pictures is observed: the environment's own if it has any, else what it draws. Pictures are
+    ``image_size`` square (None: as they are). ``time_limit`` in env steps replaces the environment's own.
+    ``a+b`` is both tasks, one per episode. ``renderer`` is how MuJoCo draws: reference, near or fast;
+    ``camera`` is its number or name (None: the one that shows the task). Raises ``ReverieError`` for unknown
+    names and missing packages.
     """
     if "+" in name:
         from reverie.envs.tasks import Tasks
@@ -48,6 +59,10 @@ def make_env(
         from reverie.envs.dm_control import DMControl
 
         env = DMControl(name[4:], size=size or 240, renderer=renderer, camera=camera, endless=endless)
+    elif name.startswith("doom/"):
+        from reverie.envs.doom import Doom
+
+        env = Doom(name[5:], size=image_size, endless=endless)
     else:
         from reverie.envs.gymnasium import make
 

@@ -15,6 +15,7 @@ class LatentWorld:
     """``scale`` turns raw observations into what the encoder reads, ``unscale`` what the decoder says back.
 
     ``reward`` and ``cont`` are functions of features "*B F"; without ``cont`` an episode never ends.
+    ``temperature`` may be set at any time; it bears on what is imagined, not on what is observed.
     """
 
     def __init__(
@@ -27,10 +28,12 @@ class LatentWorld:
         scale: Callable[[Mapping[str, Tensor]], dict[str, Tensor]],
         unscale: Callable[[dict[str, Tensor]], dict[str, Tensor]],
         generator: Generator | None = None,
+        temperature: float = 1.0,
     ):
         self.rssm, self.encoder, self.decoder = rssm, encoder, decoder
         self.reward_head, self.cont_head = reward, cont
         self.scale, self.unscale, self.generator = scale, unscale, generator
+        self.temperature = temperature
 
     def initial(self, n: int) -> State:
         return self.rssm.initial(n)
@@ -44,7 +47,11 @@ class LatentWorld:
 
     @torch.no_grad()
     def imagine(self, carry: State, action: Tensor) -> State:
-        return self.rssm.img_step(carry, action, self.generator)
+        return self.rssm.img_step(carry, action, self.generator, self.temperature)
+
+    @torch.no_grad()
+    def features(self, carry: State) -> Tensor:
+        return self.rssm.feat(carry)
 
     @torch.no_grad()
     def decode(self, carry: State) -> dict[str, Tensor]:
@@ -59,3 +66,9 @@ class LatentWorld:
     def cont(self, carry: State) -> Tensor:
         feat = self.rssm.feat(carry)
         return feat.new_ones(feat.shape[:-1]) if self.cont_head is None else self.cont_head(feat)
+
+    def take(self, carry: State, index: Tensor) -> State:
+        return carry.take(index)
+
+    def put(self, carry: State, index: Tensor, part: State) -> State:
+        return carry.put(index, part)

@@ -17,6 +17,7 @@ Whatever does not depend on the recurrence is computed for all of time at once: 
 posterior, the action's share of x, and the whole prior head.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -47,6 +48,10 @@ class State(NamedTuple):
         """The same rows of every part."""
         return State(self.deter[index], self.stoch[index], self.stats[index])
 
+    def put(self, index: Tensor, part: "State") -> "State":
+        """A copy in which the rows ``index`` are those of ``part``."""
+        return State(*(old.index_put((index,), new) for old, new in zip(self, part, strict=True)))
+
 
 class Gaussian:
     """Diagonal Gaussian latent of ``size`` dimensions, std = softplus(rho) + ``min_std``.
@@ -71,11 +76,15 @@ class Gaussian:
             return torch.zeros(*shape, self.size, device=like.device)
         return torch.randn(*shape, self.size, device=like.device, generator=generator)
 
-    def sample(self, stats: Float[Tensor, "*B stats"], noise: Float[Tensor, "*B S"]) -> Float[Tensor, "*B S"]:
+    def sample(
+        self, stats: Float[Tensor, "*B stats"], noise: Float[Tensor, "*B S"], temperature: float = 1.0
+    ) -> Float[Tensor, "*B S"]:
+        """``temperature`` multiplies the variance, as in a mixture of one component (Ha & Schmidhuber 2018)."""
         mean, rho = stats.chunk(2, -1)
         if not self.stochastic:
             return mean
-        return torch.addcmul(mean, self.std(rho), noise)
+        std = self.std(rho)
+        return torch.addcmul(mean, std if temperature == 1.0 else math.sqrt(temperature) * std, noise)
 
 
 class Memoryless(nn.Module):
@@ -124,14 +133,18 @@ class RSSM(nn.Module):
         return torch.cat([state.stoch, state.deter], -1)
 
     def img_step(
-        self, state: State, action: Float[Tensor, "N A"], generator: Generator | None = None
+        self,
+        state: State,
+        action: Float[Tensor, "N A"],
+        generator: Generator | None = None,
+        temperature: float = 1.0,
     ) -> State:
         """One step of the prior: what comes after ``action``, without looking."""
         x = self.img_in(torch.cat([state.stoch, action], -1), self.act)
         deter = self.cell(x, state.deter)
         stats = self.prior(deter)
         noise = self.latent.noise(deter.shape[:-1], deter, generator)
-        return State(deter, self.latent.sample(stats, noise), stats)
+        return State(deter, self.latent.sample(stats, noise, temperature), stats)
 
     def obs_step(
         self,

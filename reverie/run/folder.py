@@ -24,7 +24,7 @@ import torch
 import yaml
 
 from reverie import machine, presets
-from reverie.run.online import RunConfig
+from reverie.run.loop import RunConfig
 from reverie.types import ReverieError
 
 MAY_CHANGE = {"steps"}  # of the agent's Config, when a run goes on

@@ -8,60 +8,25 @@
         a line is due          the averages since the last one
         else                   one row in every environment
 
-Updates fall due in bursts, ``train_updates`` for every ``train_every`` env steps from ``prefill`` on. What
-falls due when is told by counts alone, never by the clock, and all that the loop knows is in ``state_dict``: so
-a checkpoint can be taken anywhere, and the run that goes on from it is the run that was never stopped.
+Updates fall due in bursts, ``train_updates`` for every ``train_every`` env steps from ``prefill`` on.
 """
 
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from reverie import checkpoint
 from reverie.logger import Logger, Progress, duration, plural
 from reverie.run.driver import Driver
 from reverie.run.evaluate import Evaluation, Interrupted, evaluate
-from reverie.types import Agent, NotFinite, ReverieError
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """How a run is carried out; what is learned, and by which settings, is in the agent's Config."""
-
-    seed: int = 0
-    envs: int = 1  # environments stepped together
-    workers: int = 0  # worker processes for them; 0 steps them in this process
-    device: str = "auto"  # cpu, cuda, or auto: cuda if there is one
-    threads: int = 0  # of the learner; 0 for every core
-    renderer: str = "near"  # MuJoCo pictures: reference, near or fast
-    time_limit: int = 0  # env steps of an episode; 0 for the environment's own
-    replay_size: str = "4GB"  # the most the replay may take
-    replay_on_disk: bool = True  # in the run's folder; else in memory
-    eval_every: int = 10_000  # env steps between evaluations; 0 for one at the end
-    eval_episodes: int = 10
-    checkpoint_every: int | float = 300.0  # seconds between checkpoints
-    log_every: int = 1_000  # env steps between two lines of metrics
-    wandb: bool = False
-
-    def __post_init__(self) -> None:
-        least = {"envs": 1, "eval_episodes": 1, "log_every": 1}
-        for name in ("seed", "workers", "threads", "time_limit", "eval_every", "checkpoint_every", *least):
-            if getattr(self, name) < least.get(name, 0):
-                flag = "--" + name.replace("_", "-")
-                raise ReverieError(f"{flag} must be at least {least.get(name, 0)}, got {getattr(self, name)}")
+from reverie.run.loop import Loop, RunConfig, at_least
+from reverie.types import Agent, ReverieError
 
 
-class Online:
+class Online(Loop):
     """One run. Of ``config``, the agent's, the loop reads steps, prefill, pretrain, train_every, train_updates,
     batch_size and batch_length. ``show`` is called with each evaluation, before it counts as done."""
 
@@ -78,9 +43,9 @@ class Online:
         show: Callable[["Online", Evaluation], None] = lambda online, result: None,
         env: str = "",
     ):
-        self.agent, self.envs, self.eval_envs, self.replay = agent, envs, eval_envs, replay
-        self.config, self.run, self.folder, self.logger, self.show = config, run, folder, logger, show
-        self.env = env  # its name: what is joined by + is told apart in evaluations
+        bar = Progress(config.steps)
+        super().__init__(agent, envs, eval_envs, replay, config, run, folder, logger, bar)
+        self.show, self.env = show, env  # its name: what is joined by + is told apart in evaluations
         self.driver = Driver(agent, envs, replay, config.prefill, run.seed)
         self.rng = np.random.default_rng([run.seed, 2])  # which sequences are sampled
         self.updates = self.pending = 0  # done; due
@@ -89,12 +54,7 @@ class Online:
         self.evaluated = self.logged = 0  # env steps when it was last done
         self.scores: list[float] = []  # returns of the latest episodes
         self.last_eval: Evaluation | None = None
-        self.progress = Progress(config.steps)
-        self.stopping = False
         # Clocks. Nothing that is learned depends on them.
-        self.seconds = 0.0  # of earlier sittings
-        self.sat_down = self.saved_at = time.monotonic()
-        self.save_took = 0.0
         self.saved_rows = 0
         self.spent = {"act": 0.0, "update": 0.0, "evaluate": 0.0}  # seconds, by kind of move
         self.counted = {"act": 0, "update": 0, "evaluate": 0}  # env steps, updates, evaluations
@@ -107,44 +67,35 @@ class Online:
     def done(self) -> bool:
         return self.env_steps >= self.config.steps and not self.pending and self.evaluated == self.env_steps
 
-    # Moving
+    @property
+    def at_end(self) -> bool:
+        return self.env_steps >= self.config.steps
 
-    def loop(self) -> bool:
-        """Run to the end, or to Ctrl-C (or SIGTERM); saves either way. Returns whether the end was reached."""
-        main = threading.current_thread() is threading.main_thread()
-        before = {number: signal.signal(number, self.interrupt) for number in SIGNALS} if main else {}
-        moved = False
-        try:
-            while not self.done and not self.stopping:
-                self.move()
-                moved = True
-                if self.checkpoint_due():
-                    self.save()
-                    moved = False
-                self.progress(
-                    self.env_steps, self.updates, self.scores[-1] if self.scores else None, self.left()
-                )
-            if moved:
-                self.save()
-        except NotFinite as error:
-            kept = checkpoint.paths(self.folder / "checkpoints")
+    @staticmethod
+    def reached(config: Any, evaluation: Mapping[str, Any]) -> bool:
+        return evaluation.get("env_steps", 0) >= config.steps
+
+    @staticmethod
+    def check(config: Any, run: RunConfig) -> None:
+        c, ones = config, ("steps", "train_every", "batch_size")
+        for name in (*ones, "prefill", "train_updates"):
+            at_least(c, name, int(name in ones))
+        at_least(c, "batch_length", 2)
+        rows = c.prefill // (c.action_repeat * run.envs)
+        if c.train_updates and rows < c.batch_length <= c.steps:
             raise ReverieError(
-                f"{error}; stopped after {self.updates:,} updates, at {self.env_steps:,} env steps: "
-                + (f"{kept[-1]} is good, " if kept else "what was recorded is kept, ")
-                + "and a lower learning rate or rewards of a smaller scale may help"
-            ) from error
-        finally:
-            self.progress.clear()
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        return self.done
+                f"--prefill {c.prefill} makes about {rows} rows in each environment before the first update, and "
+                f"--batch-length {c.batch_length} needs as many: raise one or lower the other"
+            )
 
-    def interrupt(self, *_: Any) -> None:
-        if self.stopping:
-            raise KeyboardInterrupt
-        self.stopping = True
-        # A print may be what was interrupted, and can not be entered twice.
-        os.write(2, b"\nStopping: saving first (Ctrl-C again to leave at once).\n")
+    def counts(self) -> dict[str, int]:
+        return {"env_steps": self.env_steps, "updates": self.updates}
+
+    @property
+    def place(self) -> int:
+        return self.env_steps
+
+    # Moving
 
     def move(self) -> None:
         """The smallest step forward."""
@@ -163,8 +114,7 @@ class Online:
 
     def evaluation_due(self) -> bool:
         every = self.run.eval_every
-        at_end = self.env_steps >= self.config.steps
-        return (at_end and self.evaluated != self.env_steps) or bool(
+        return (self.at_end and self.evaluated != self.env_steps) or bool(
             every and self.env_steps // every > self.evaluated // every
         )
 
@@ -215,10 +165,14 @@ class Online:
 
     # Telling
 
-    @property
-    def elapsed(self) -> float:
-        """Seconds of wall-clock, over all sittings."""
-        return self.seconds + time.monotonic() - self.sat_down
+    def tell(self) -> None:
+        self.progress(self.env_steps, self.updates, self.scores[-1] if self.scores else None, self.left())
+
+    def asked(self) -> str:
+        return f"{self.config.steps:,} env steps"
+
+    def about(self) -> str:
+        return f"{plural(self.env_steps, 'env step')} and {plural(self.updates, 'update')}"
 
     def left(self) -> float | None:
         """Seconds to go, as what is left of each kind of move costs what it did so far; None: not known yet."""
@@ -251,18 +205,13 @@ class Online:
     # Stopping and going on
 
     def checkpoint_due(self) -> bool:
-        """By the clock (but never for more than a twentieth of it), or when the replay's slack is half used up."""
-        waited = time.monotonic() - self.saved_at
+        """By the clock, or when the replay's slack is half used up."""
         rows, slack = max(self.replay.counts) - self.saved_rows, self.replay.slack or math.inf
-        return waited >= max(self.run.checkpoint_every, 20 * self.save_took) or rows > slack / 2
+        return super().checkpoint_due() or rows > slack / 2
 
-    def save(self) -> None:
-        self.logger.check()  # on a GPU nobody has looked at the losses yet
-        begin = time.monotonic()
+    def flush(self) -> None:
         self.replay.flush()
-        checkpoint.save(self.folder / "checkpoints", self.env_steps, self.state_dict())
-        self.saved_at, self.saved_rows = time.monotonic(), max(self.replay.counts)
-        self.save_took = self.saved_at - begin
+        self.saved_rows = max(self.replay.counts)
 
     def state_dict(self) -> dict[str, Any]:
         last = self.last_eval

@@ -18,13 +18,15 @@ from reverie.data.storage import read_about
 from reverie.envs import Env, Envs, SerialEnvs, WorkerEnvs, make_env
 from reverie.envs.pixels import preset as renderer
 from reverie.logger import Logger, duration, plural
-from reverie.machine import prepare
+from reverie.machine import CORES, prepare
 from reverie.run.evaluate import Evaluation, evaluate
 from reverie.run.folder import Plan, check_folder, read_json, read_plan, size_in_bytes, write_json, write_plan
-from reverie.run.online import Online, RunConfig
+from reverie.run.loop import Loop, RunConfig, at_least
+from reverie.run.online import Online
 from reverie.types import ActionSpace, Agent, ObsSpace, ReverieError
 
 EVAL_SEED = 1_000_003  # evaluation episodes never start where training ones do
+LONGEST = 10_000  # decisions of an episode, when nobody knows
 SLACK = 10_000  # rows a stream may record beyond a checkpoint and still be taken back to it
 
 
@@ -70,33 +72,12 @@ def carry_out(plan: Plan, folder: Path) -> bool:
         return True
     prepare(plan.run.threads)
     with Parts() as parts:
-        envs = parts.add(make_envs(plan, plan.run.envs))
-        eval_envs = parts.add(make_envs(plan, plan.run.eval_episodes, evaluation=True))
-        agent = make_agent(plan, envs)
-        replay_size(plan, envs.obs_space, envs.act_space)
-        write_plan(folder, plan)  # not before all of it is known to work
-        logger = parts.add(Logger(folder, plan.run.wandb, plan.as_dict()))
-        replay = parts.add(make_replay(plan, envs, folder))
-        online = Online(
-            agent,
-            envs,
-            eval_envs,
-            replay,
-            plan.config,
-            plan.run,
-            folder,
-            logger,
-            partial(show, plan),
-            plan.env,
-        )
-        say = online.progress.say
-        say(about(plan, envs, replay, folder))
-        go_on(online)
-        if not online.loop():
-            say(
-                f"Saved at {online.env_steps:,} env steps and {online.updates:,} updates. "
-                "The same command goes on from there."
-            )
+        loop = make_loop(plan, folder, parts)
+        say = loop.progress.say
+        say(about(plan, loop, folder))
+        go_on(loop)
+        if not loop.loop():
+            say(f"Saved at {loop.about()}. The same command goes on from there.")
             return False
     write_report(folder)
     say(finished(folder))
@@ -118,35 +99,30 @@ class Parts(contextlib.ExitStack):
         return part
 
 
+def loop_of(agent: str) -> type[Loop]:
+    """The loop that an agent learns in."""
+    if getattr(presets.agent_class(agent), "loop", "online") == "staged":
+        from reverie.run.staged import Staged
+
+        return Staged
+    return Online
+
+
 def check(plan: Plan) -> None:
     """Refuse what the loop could not carry out, before anything is made."""
-    c = plan.config
     renderer(plan.run.renderer)
-    least = {
-        "steps": 1,
-        "prefill": 0,
-        "train_every": 1,
-        "train_updates": 0,
-        "batch_size": 1,
-        "batch_length": 2,
-    }
-    for name, value in {**least, "action_repeat": 1, "image_size": 1}.items():
-        if getattr(c, name) < value:
-            flag = "--" + name.replace("_", "-")
-            raise ReverieError(f"{flag} must be at least {value}, got {getattr(c, name)}")
-    rows = c.prefill // (c.action_repeat * plan.run.envs)
-    if c.train_updates and rows < c.batch_length <= c.steps:
-        raise ReverieError(
-            f"--prefill {c.prefill} makes about {rows} rows in each environment before the first update, and "
-            f"--batch-length {c.batch_length} needs as many: raise one or lower the other"
-        )
+    for name in ("action_repeat", "image_size"):
+        at_least(plan.config, name, 1)
+    loop_of(plan.agent).check(plan.config, plan.run)
 
 
 def is_finished(plan: Plan, folder: Path) -> bool:
     """Whether the newest checkpoint is the end of the run, and was evaluated."""
-    steps = read_json(folder / "evaluation.json").get("env_steps", 0)
+    evaluation = read_json(folder / "evaluation.json")
     saved = checkpoint.paths(folder / "checkpoints")
-    return bool(saved) and steps >= plan.config.steps and saved[-1].name.split(".")[0] == f"{steps:09d}"
+    if not saved or not loop_of(plan.agent).reached(plan.config, evaluation):
+        return False
+    return saved[-1].name.split(".")[0] == f"{evaluation.get('place', -1):09d}"
 
 
 def finished(folder: Path) -> str:
@@ -157,25 +133,100 @@ def finished(folder: Path) -> str:
         f"return {found['mean']:.1f} ± {found['std']:.1f} over {plural(len(found['returns']), 'episode')}, "
         f"random policy {found['random']['mean']:.1f} ± {found['random']['std']:.1f}.\n"
         f"Report: {(folder / 'report.html').resolve()}\n"
-        f"The same command with more --steps goes on from here."
+        f"The same command with more {loop_of(read_plan(folder).agent).more} goes on from here."
     )
 
 
-def go_on(online: Online) -> None:
+def make_loop(plan: Plan, folder: Path, parts: Parts) -> Loop:
+    """All parts of a run, from the front door of its environment to its log."""
+    made = make_staged if loop_of(plan.agent) is not Online else make_online
+    return made(plan, folder, parts)
+
+
+def make_online(plan: Plan, folder: Path, parts: Parts) -> Online:
+    envs = parts.add(make_envs(plan, plan.run.envs))
+    eval_envs = parts.add(make_envs(plan, plan.run.eval_episodes, evaluation=True))
+    agent = make_agent(plan, envs)
+    needed, least = rows(plan, envs.n)
+    replay_size(plan, envs, needed, least)
+    write_plan(folder, plan)  # not before all of it is known to work
+    logger = parts.add(Logger(folder, plan.run.wandb, plan.as_dict()))
+    replay = parts.add(make_replay(plan, envs, folder, needed, least))
+    shown = partial(show, plan)
+    return Online(agent, envs, eval_envs, replay, plan.config, plan.run, folder, logger, shown, plan.env)
+
+
+def rows(plan: Plan, n: int) -> tuple[int, int]:
+    """How many rows a run can make in each of its ``n`` environments, and how many its replay must hold."""
+    # An episode of k decisions has k + 1 rows; one-step episodes have two.
+    return 2 * math.ceil(plan.config.steps / plan.config.action_repeat / n) + 2, 2 * plan.config.batch_length
+
+
+def make_staged(plan: Plan, folder: Path, parts: Parts) -> Loop:
+    from reverie.agents.world_models import WorldModels
+    from reverie.run.cluster import Cluster
+    from reverie.run.population import Population, Processes, Recipe
+    from reverie.run.staged import Staged
+
+    c, run = plan.config, plan.run
+    world = None if not c.world else read_world(Path(c.world), plan)
+    envs = parts.add(make_envs(plan, run.envs, name=c.collect_env))
+    eval_envs = parts.add(make_envs(plan, min(run.eval_episodes, c.quick_episodes), evaluation=True))
+    agent = make_agent(plan, eval_envs)
+    # How long episodes will be is not known: all that --replay-size holds. A world that is given needs none.
+    needed = LONGEST * c.rollouts // envs.n if world is None else 2
+    replay_size(plan, envs, needed, 2)
+    write_plan(folder, plan)
+    logger = parts.add(Logger(folder, run.wandb, plan.as_dict()))
+    replay = parts.add(make_replay(plan, envs, folder, needed, 2))
+    recipe = Recipe(plan.agent, c, env_factory(plan), run.seed)
+    workers = run.workers or CORES
+
+    def population() -> Population:
+        if not run.cluster:
+            return Processes(recipe, workers)
+        return Cluster(recipe, workers, None if run.cluster == "local" else run.cluster)
+
+    assert isinstance(agent, WorldModels)
+    loop = parts.add(
+        Staged(agent, envs, eval_envs, replay, c, run, folder, logger, population, partial(show, plan))
+    )
+    if world is not None:
+        loop.take_world(world)
+    elif c.episodes:
+        loop.take_episodes(Path(c.episodes))
+    return loop
+
+
+def read_world(folder: Path, plan: Plan) -> dict[str, Any]:
+    """The state of the run whose V and M are to be used."""
+    there = read_plan(folder)
+    if there.agent != plan.agent:
+        raise ReverieError(f"--world {folder} is a run of {there.agent}, and should be one of {plan.agent}")
+    sizes = ("image_size", "depth", "latents", "units", "components", "restart", "rewards")
+    for name in sizes:
+        if getattr(there.config, name) != getattr(plan.config, name):
+            raise ReverieError(
+                f"--world {folder} has {name} {getattr(there.config, name)}, and this run has "
+                f"{getattr(plan.config, name)}: give the settings it was trained with"
+            )
+    return checkpoint.load(folder / "checkpoints")[1]
+
+
+def go_on(loop: Loop) -> None:
     """Take the last good checkpoint, if there is one; what the replay knows beyond it is fed in again."""
-    say, replay = online.progress.say, online.replay
+    say, replay = loop.progress.say, loop.replay
     recorded = sum(replay.counts)
-    found = newest_good(online.folder / "checkpoints")
+    found = newest_good(loop.folder / "checkpoints")
     if found is not None:
-        online.load_state_dict(found)
+        loop.load_state_dict(found)
         beyond = recorded - sum(replay.counts)
         say(
-            f"Going on from {online.env_steps:,} env steps and {online.updates:,} updates, after "
-            f"{duration(online.seconds)}"
+            f"Going on from {loop.about()}, after {duration(loop.seconds)}"
             + (f"; {plural(beyond, 'row')} recorded since are taken in again." if beyond > 0 else ".")
         )
         return
-    online.begin_again()
+    loop.begin_again()
     if recorded:
         say(f"No checkpoint yet: the {plural(recorded, 'row')} recorded so far are taken in again.")
 
@@ -202,31 +253,31 @@ def newest_good(folder: Path) -> dict[str, Any] | None:
     return None
 
 
-def show(plan: Plan, online: Online, result: Evaluation) -> None:
+def show(plan: Plan, loop: Loop, result: Evaluation) -> None:
     """After an evaluation: evaluation.json, with the random policy beside it; at the end also the pictures.
 
     Pictures are a gift: if they can not be made, the run goes on without them.
     """
-    folder, n = online.folder, len(result.returns)
+    folder, n = loop.folder, len(result.returns)
     random = read_json(folder / "evaluation.json").get("random") or {}
     if len(random.get("returns", ())) != n:
         rng = np.random.default_rng(plan.run.seed)
-        stop = lambda: online.stopping
-        chance = evaluate(None, online.eval_envs, n, rng, stop)
+        stop = lambda: loop.stopping
+        chance = evaluate(None, loop.eval_envs, n, rng, stop)
         random = {**chance.as_dict(), "tasks": tasks(chance, plan.env)}
-    counts = {"env_steps": online.env_steps, "updates": online.updates, "seconds": round(online.elapsed, 1)}
+    counts = {**loop.counts(), "place": loop.place, "seconds": round(loop.elapsed, 1)}
     by_task = {
         task: {**part, "random": random.get("tasks", {}).get(task)}
         for task, part in tasks(result, plan.env).items()
     }
     write_json(folder / "evaluation.json", {**counts, **result.as_dict(), "random": random, "tasks": by_task})
-    if online.env_steps < plan.config.steps:
+    if not loop.at_end:
         return  # pictures cost as much as dozens of updates; `reverie imagine` makes them at any time
     try:
         if result.frames:
             media.save_gif(folder / "videos" / "episode.gif", np.stack(result.frames), fps=20)
-        if any(space.is_image for space in online.envs.obs_space.values()):
-            save_dreams(online.agent, online.replay, folder, plan.run.seed)
+        if any(space.is_image for space in loop.eval_envs.obs_space.values()):
+            save_dreams(loop.agent, loop.replay, folder, plan.run.seed)
     except (ReverieError, OSError, ValueError) as error:
         warnings.warn(f"the pictures of this evaluation could not be made: {error}", stacklevel=2)
 
@@ -257,11 +308,12 @@ def save_dreams(
 # Building the parts
 
 
-def env_factory(plan: Plan) -> Callable[[], Env]:
+def env_factory(plan: Plan, name: str = "") -> Callable[[], Env]:
+    """Makes the environment of the plan, or the one called ``name`` in its place."""
     c, run = plan.config, plan.run
     return partial(
         make_env,
-        plan.env,
+        name or plan.env,
         pixels=c.pixels,
         image_size=c.image_size,
         action_repeat=c.action_repeat,
@@ -270,8 +322,8 @@ def env_factory(plan: Plan) -> Callable[[], Env]:
     )
 
 
-def make_envs(plan: Plan, n: int, evaluation: bool = False) -> Envs:
-    factory, seed = env_factory(plan), plan.run.seed + (EVAL_SEED if evaluation else 0)
+def make_envs(plan: Plan, n: int, evaluation: bool = False, name: str = "") -> Envs:
+    factory, seed = env_factory(plan, name), plan.run.seed + (EVAL_SEED if evaluation else 0)
     if plan.run.workers and not evaluation:
         return WorkerEnvs(factory, n, seed, plan.run.workers)
     return SerialEnvs(factory, n, seed)
@@ -282,9 +334,9 @@ def make_agent(plan: Plan, envs: Any) -> Agent:
     return cls(envs.obs_space, envs.act_space, plan.config, plan.run.seed, device(plan.run.device))
 
 
-def make_replay(plan: Plan, envs: Any, folder: Path) -> Replay:
+def make_replay(plan: Plan, envs: Any, folder: Path, needed: int, least: int) -> Replay:
     """The run's replay. One that exists keeps its size, unless the run has become longer and it can grow."""
-    capacity, slack = replay_size(plan, envs.obs_space, envs.act_space)
+    capacity, slack = replay_size(plan, envs, needed, least)
     where = folder / "replay" if plan.run.replay_on_disk else None
     make = lambda rows, slack: Replay(envs.obs_space, envs.act_space, rows, envs.n, where, slack=slack)
     old = None if where is None else read_about(where)
@@ -298,19 +350,18 @@ def make_replay(plan: Plan, envs: Any, folder: Path) -> Replay:
         return make(old["capacity"], old["slack"])
 
 
-def replay_size(plan: Plan, obs_space: ObsSpace, act_space: ActionSpace) -> tuple[int, int]:
-    """Rows to sample from, in all, and the slack of each stream: what the run can make, and ``replay_size`` holds."""
-    n, size = plan.run.envs, size_in_bytes(plan.run.replay_size)
-    most = Replay.capacity_for(size, obs_space, act_space) // n - 2
-    # An episode of k decisions has k + 1 rows; one-step episodes have two.
-    needed = 2 * math.ceil(plan.config.steps / plan.config.action_repeat / n) + 2
+def replay_size(plan: Plan, envs: Any, needed: int, least: int) -> tuple[int, int]:
+    """Rows to sample from, in all, and the slack of each stream: what the run can make, ``needed`` a stream, as far
+    as ``replay_size`` holds it. Raises ``ReverieError`` if that is not ``least`` a stream."""
+    n, size = envs.n, size_in_bytes(plan.run.replay_size)
+    most = Replay.capacity_for(size, envs.obs_space, envs.act_space) // n - 2
     slack = min(SLACK, needed, max(most // 5, 0))
     rows = min(needed, most - slack)
-    if rows < min(needed, 2 * plan.config.batch_length):
-        least = math.ceil(2.5 * plan.config.batch_length + 3) * n * Replay.bytes_per_row(obs_space, act_space)
+    if rows < min(needed, least):
+        enough = math.ceil(1.25 * least + 3) * n * Replay.bytes_per_row(envs.obs_space, envs.act_space)
         raise ReverieError(
-            f"--replay-size {plan.run.replay_size} is too small for --batch-length {plan.config.batch_length}: "
-            f"{math.ceil(least / 1e6)}MB are needed at least"
+            f"--replay-size {plan.run.replay_size} is too small for this run: {math.ceil(enough / 1e6)}MB are needed "
+            f"at least"
         )
     return rows * n, slack
 
@@ -326,14 +377,14 @@ def device(name: str) -> torch.device:
         raise ReverieError(f"there is no device called {name!r}; say --device cpu, cuda or auto") from None
 
 
-def about(plan: Plan, envs: Envs, replay: Replay, folder: Path) -> str:
+def about(plan: Plan, loop: Loop, folder: Path) -> str:
     """Said before the start: what learns what from what, and what it will take."""
-    c = plan.config
     place = "on disk" if plan.run.replay_on_disk else "in memory"
-    sized = f"{replay.bytes / 1e9:.1f} GB" if replay.bytes >= 1e9 else f"{replay.bytes / 1e6:.0f} MB"
+    size = loop.replay.bytes
+    sized = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
     return (
-        f"{plan.agent} ({', '.join(plan.presets)}) on {plan.env}: {spaces(envs)}.\n"
-        f"{c.steps:,} env steps on {device(plan.run.device)} with {plural(torch.get_num_threads(), 'thread')}; "
+        f"{plan.agent} ({', '.join(plan.presets)}) on {plan.env}: {spaces(loop.eval_envs)}.\n"
+        f"{loop.asked()} on {device(plan.run.device)} with {plural(torch.get_num_threads(), 'thread')}; "
         f"replay {place}, up to {sized}; run folder {folder}"
     )
 

@@ -19,7 +19,8 @@ from reverie.logger import Logger
 from reverie.models.rssm import State
 from reverie.run.driver import Driver
 from reverie.run.evaluate import evaluate
-from reverie.run.online import Online, RunConfig
+from reverie.run.loop import RunConfig
+from reverie.run.online import Online
 from reverie.types import ActionSpace, Batch, Space
 
 IMAGE = {"image": Space((64, 64, 3), "uint8")}

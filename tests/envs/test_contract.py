@@ -29,8 +29,13 @@ WORLDS: list[tuple[str, dict]] = [
     ("HalfCheetah-v5", {"time_limit": 9}),
     ("dmc/walker_walk", {"pixels": True, "time_limit": 9, "action_repeat": 2}),
     ("HalfCheetah-v5", {"pixels": True, "time_limit": 9, "renderer": "fast"}),
+    ("reverie/CarRacing-v0", {"time_limit": 9}),
+    ("reverie/CarRacingExact-v0", {"pixels": True, "time_limit": 9, "action_repeat": 2}),
+    ("reverie/CarRacingFull-v0", {"time_limit": 9, "image_size": 32}),
+    ("doom/take_cover", {}),
+    ("doom/take_cover", {"pixels": True, "time_limit": 60, "image_size": 32}),
 ]
-EXTRAS = {"dmc": "dm_control", "HalfCheetah": "mujoco"}
+EXTRAS = {"dmc": "dm_control", "HalfCheetah": "mujoco", "CarRacing": "Box2D", "doom": "vizdoom"}
 
 
 @pytest.fixture(params=WORLDS, ids=lambda world: "-".join([world[0], *world[1]]))
@@ -39,7 +44,7 @@ def env(request: pytest.FixtureRequest) -> Iterator[Env]:
     for word, package in EXTRAS.items():
         if word in name:
             pytest.importorskip(package)
-            if options.get("pixels"):
+            if options.get("pixels") and package in ("dm_control", "mujoco"):
                 request.getfixturevalue("gl")
     env = make_env(name, **options)
     yield env

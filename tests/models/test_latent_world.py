@@ -57,6 +57,7 @@ def test_it_is_a_world():
     assert seen["speed"].shape == (4, 2)
     assert seen["speed"].dtype == torch.float32
     assert world.reward(carry).shape == world.cont(carry).shape == (4,)
+    assert world.features(carry).shape == (4, 9)
 
 
 def test_observing_is_scaling_encoding_and_one_posterior_step():
@@ -85,8 +86,37 @@ def test_what_it_says_of_a_state_comes_from_the_heads():
     heads = {key: dist.mode for key, dist in parts.decoder(feat).items()}
     for key, value in parts.unscale(heads).items():
         assert torch.equal(parts.world.decode(carry)[key], value)
+    assert torch.equal(parts.world.features(carry), feat)
     assert torch.equal(parts.world.reward(carry), parts.reward(feat))
     assert torch.equal(parts.world.cont(carry), parts.cont(feat))
+
+
+def test_temperature_bears_on_what_is_imagined_and_not_on_what_is_seen():
+    told = {}
+    for temperature in (1.0, 4.0):
+        world = Parts().world
+        world.temperature = temperature
+        torch.manual_seed(1)
+        seen = world.observe(*look(), world.initial(4))
+        told[temperature] = seen, world.imagine(seen, torch.ones(4, 2))
+    (seen, dreamt), (seen_hot, hot) = told[1.0], told[4.0]
+    assert all(torch.equal(a, b) for a, b in zip(seen, seen_hot, strict=True))
+    assert torch.equal(dreamt.stats, hot.stats)
+    mean = dreamt.stats.chunk(2, -1)[0]
+    torch.testing.assert_close(hot.stoch - mean, 2 * (dreamt.stoch - mean))
+
+
+def test_streams_can_be_taken_out_and_put_in():
+    world = Parts().world
+    carry, other = (world.imagine(world.initial(4), torch.randn(4, 2)) for _ in range(2))
+    index = torch.tensor([3, 1])
+    part = world.take(other, index)
+    assert torch.equal(part.stats, other.stats[index])
+    before = carry.deter.clone()
+    mixed = world.put(carry, index, part)
+    for now, new, old in zip(mixed, other, carry, strict=True):
+        assert torch.equal(now[[1, 3]], new[[1, 3]]) and torch.equal(now[[0, 2]], old[[0, 2]])
+    assert torch.equal(carry.deter, before)
 
 
 def test_without_a_cont_head_it_never_ends():
@@ -94,13 +124,14 @@ def test_without_a_cont_head_it_never_ends():
     assert world.cont(world.initial(5)).tolist() == [1.0] * 5
 
 
-@pytest.mark.parametrize("word", ["observe", "imagine", "decode", "reward", "cont"])
+@pytest.mark.parametrize("word", ["observe", "imagine", "features", "decode", "reward", "cont"])
 def test_nothing_it_says_carries_gradient(word):
     world = Parts().world
     carry = world.initial(4)
     said = {
         "observe": lambda: world.observe(*look(), carry),
         "imagine": lambda: world.imagine(carry, torch.zeros(4, 2, requires_grad=True)),
+        "features": lambda: (world.features(carry),),
         "decode": lambda: tuple(world.decode(carry).values()),
         "reward": lambda: (world.reward(carry),),
         "cont": lambda: (world.cont(carry),),

@@ -122,6 +122,10 @@ def test_states_can_be_cut_flattened_and_detached():
     state = State(torch.randn(2, 3, D, requires_grad=True), torch.randn(2, 3, S), torch.randn(2, 3, 2 * S))
     assert torch.equal(state.take(1).deter, state.deter[1])
     assert torch.equal(state.take(np.s_[:, 2]).stoch, state.stoch[:, 2])
+    rows = State(*(part.detach()[:, 0] for part in state))
+    mixed = rows.put(torch.tensor([1]), State(torch.ones(1, D), torch.ones(1, S), torch.ones(1, 2 * S)))
+    assert all((part[1] == 1).all() for part in mixed)
+    assert torch.equal(mixed.stoch[0], rows.stoch[0]) and not torch.equal(mixed.stoch, rows.stoch)
     flat = state.flatten()
     assert torch.equal(flat.stats[4], state.stats[1, 1])  # streams stay together: b * T + t
     assert state.deter.requires_grad
@@ -142,6 +146,32 @@ def test_standard_deviation_has_a_floor():
     assert latent.sample(stats, torch.ones(3, dtype=torch.float64)).tolist() == pytest.approx(
         [1.1, 2 + math.log(2) + 0.1, 103.1]
     )
+
+
+def test_temperature_multiplies_the_variance():
+    """World Models' sqrt(tau) on sigma: factors for tau 0.1, 0.5, 1.15 and 1.3."""
+    latent, stats, noise = Gaussian(3), torch.randn(50, 6), torch.randn(50, 3)
+    mean, plain = stats.chunk(2, -1)[0], latent.sample(stats, noise)
+    assert torch.equal(latent.sample(stats, noise, 1.0), plain)
+    for temperature, factor in ((0.1, 0.316228), (0.5, 0.707107), (1.15, 1.072381), (1.3, 1.140175)):
+        torch.testing.assert_close(
+            latent.sample(stats, noise, temperature) - mean, factor * (plain - mean), atol=1e-5, rtol=1e-5
+        )
+    still = Gaussian(3, stochastic=False)
+    assert torch.equal(still.sample(stats, noise, 2.0), mean)
+
+
+@pytest.mark.parametrize("cell", [GRUCell(D, D), Memoryless()])
+def test_temperature_of_a_step_leaves_the_distribution_as_it_is(cell):
+    rssm = build(Gaussian(S), cell)
+    state, action = rssm.initial(7), torch.randn(7, A)
+    one, plain, hot = (
+        rssm.img_step(state, action, torch.Generator().manual_seed(3), *heat) for heat in ((), (1.0,), (9.0,))
+    )
+    assert all(torch.equal(a, b) for a, b in zip(one, plain, strict=True))
+    assert torch.equal(plain.stats, hot.stats) and torch.equal(plain.deter, hot.deter)
+    mean = plain.stats.chunk(2, -1)[0]
+    torch.testing.assert_close(hot.stoch - mean, 3 * (plain.stoch - mean))
 
 
 def test_numbers_before_training():

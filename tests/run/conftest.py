@@ -12,7 +12,8 @@ from reverie.data.replay import Replay
 from reverie.envs import SerialEnvs, WorkerEnvs
 from reverie.envs.base import Env, after, first
 from reverie.logger import Logger
-from reverie.run.online import Online, RunConfig
+from reverie.run.loop import RunConfig
+from reverie.run.online import Online
 from reverie.types import ActionSpace, Space
 
 

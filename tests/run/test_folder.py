@@ -16,7 +16,7 @@ from reverie.run.folder import (
     write_plan,
     write_text,
 )
-from reverie.run.online import RunConfig
+from reverie.run.loop import RunConfig
 from reverie.types import ReverieError
 
 

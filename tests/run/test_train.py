@@ -10,7 +10,7 @@ import reverie
 from reverie import checkpoint, presets
 from reverie.envs import SerialEnvs, make_env
 from reverie.run.folder import Plan, read_plan
-from reverie.run.online import RunConfig
+from reverie.run.loop import RunConfig
 from reverie.run.train import (
     carry_out,
     default_folder,
@@ -22,6 +22,7 @@ from reverie.run.train import (
     make_replay,
     open_replay,
     replay_size,
+    rows,
 )
 from reverie.types import ReverieError
 
@@ -186,9 +187,9 @@ def test_what_can_not_be_carried_out_is_one_sentence_and_leaves_no_folder(tmp_pa
 
 def test_a_replay_holds_the_whole_run_or_what_fits(tmp_path):
     envs = SerialEnvs(lambda: make_env("Pendulum-v1"), 2, 0)
-    sized = lambda **options: replay_size(plan(**options), envs.obs_space, envs.act_space)
-    rows, slack = sized(steps=1_000, run=RunConfig(envs=2))
-    assert rows >= 2 * 1_000 and slack > 0
+    sized = lambda **options: replay_size(plan(**options), envs, *rows(plan(**options), 2))
+    most, slack = sized(steps=1_000, run=RunConfig(envs=2))
+    assert most >= 2 * 1_000 and slack > 0
     row = 12 + 4 + 4 + 4 + 4 + 4  # three floats; action, reward, env_steps, checksum, flags
     small = sized(steps=1_000_000, run=RunConfig(envs=2, replay_size=f"{row * 10_000}B"))
     assert small == (2 * (5_000 - 2 - 999), 999)
@@ -199,7 +200,7 @@ def test_a_replay_keeps_its_size_and_grows_with_the_run(tmp_path):
     envs = SerialEnvs(lambda: make_env("Pendulum-v1"), 1, 0)
     sizes = []
     for steps in (500, 100, 2_000):
-        replay = make_replay(plan(steps=steps), envs, tmp_path)
+        replay = make_replay(plan(steps=steps), envs, tmp_path, *rows(plan(steps=steps), 1))
         if not sizes:
             step = envs.step(np.zeros((1, 1)))
             from reverie.run.driver import row_of
