@@ -20,7 +20,7 @@ from reverie.types import ReverieError
 Act = Callable[..., object]  # a function of a tensor (F.elu), or a module class (nn.ELU)
 
 SIDE = 64  # pixels
-ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # inference only; not in every build
+ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # inference only; not in every build
 
 
 def glorot_(module: nn.Module, generator: torch.Generator | None = None) -> nn.Module:
@@ -71,12 +71,16 @@ class Linear(nn.Linear):
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, act: Act | None = None) -> Tensor:
     """act(x W' + b), by the faster of two libraries; oneDNN does a ReLU on the way."""
-    if torch.is_grad_enabled() or ONEDNN is None or len(x) < 64 or not _ours(x):
+    if not _by_onednn(x):
         out, done = F.linear(x, weight, bias), False
     else:
         done = act is F.relu
         out = ONEDNN(x, weight, bias, "relu" if done else "none", [], "")
     return out if act is None or done else act(out)  # type: ignore[return-value]
+
+
+def _by_onednn(x: Tensor) -> bool:
+    return not torch.is_grad_enabled() and ONEDNN is not None and len(x) >= 64 and _ours(x)
 
 
 class MLP(nn.Module):
@@ -303,12 +307,24 @@ class GRUCell(nn.Module):
         glorot_(self)
 
     def forward(self, x: Float[Tensor, "*B I"], h: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
+        if x.ndim == 2 and _by_onednn(x):
+            return self._infer(x, h)
         gx = product(x, self.kernel, self.bias)
         gh = product(h, self.recurrent, self.bias_recurrent)
         xr, xu, xn = gx.chunk(3, -1)
         hr, hu, hn = gh.chunk(3, -1)
         n = torch.tanh(xn + torch.sigmoid(xr + hr) * hn)
         return n + torch.sigmoid(xu + hu) * (h - n)
+
+    def _infer(self, x: Tensor, h: Tensor) -> Tensor:
+        """The same in half the passes over memory; tanh(n) as 2 sig(2n) - 1, which is four times faster here."""
+        ru = 2 * self.units
+        gates = product(x, self.kernel[:ru], self.bias[:ru])
+        gates = ONEDNN.binary(h, gates, self.recurrent[:ru], self.bias_recurrent[:ru], "add").sigmoid_()
+        r, u = gates.chunk(2, -1)
+        hn = product(h, self.recurrent[ru:], self.bias_recurrent[ru:])
+        n = torch.addcmul(product(x, self.kernel[ru:], self.bias[ru:]), r, hn)
+        return torch.lerp(n.mul_(2).sigmoid_().mul_(2).sub_(1), h, u)
 
 
 class LSTM(nn.Module):

@@ -221,3 +221,11 @@ def test_lstm_is_its_step_in_a_loop_and_so_is_its_gradient():
         found.append([hidden, *torch.autograd.grad(loss, [x, h, c, *lstm.parameters()])])
     for ours, slow in zip(*found, strict=True):
         torch.testing.assert_close(ours, slow, rtol=1e-12, atol=1e-12)
+
+
+def test_gru_without_gradient_is_the_same_cell():
+    torch.manual_seed(0)
+    cell, x, h = GRUCell(7, 12), 3 * torch.randn(100, 7), torch.randn(100, 12)
+    with torch.no_grad():
+        fast = cell(x, h)
+    torch.testing.assert_close(fast, cell(x, h), rtol=1e-5, atol=2e-6)

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from reverie.reproduce import statistics
-from reverie.reproduce.runs import Measure, Run, Values, by_arm, pooled, short
+from reverie.reproduce.runs import ENV_STEPS, Clock, Measure, Run, Values, by_arm, pooled, short
 from reverie.types import ReverieError
 
 Verdict = Literal["holds", "open", "fails"]
@@ -24,16 +24,21 @@ LEAST_RUNS = 3  # fewer on either side and no interval is worth a verdict
 
 @dataclass(frozen=True)
 class Arm:
-    """Who is compared: an agent with its settings, on one or more environments (`a+b` is one run on both)."""
+    """Who is compared: an agent with its settings, on one or more environments (`a+b` is one run on both).
+
+    ``world`` names an arm before it, whose run with the same seed gives its learned world to this one's.
+    """
 
     name: str
     agent: str
     envs: tuple[str, ...]
-    env_steps: int
+    length: int  # in what the clock counts
     overrides: Mapping[str, Any] = field(default_factory=dict)
     for_env: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # laid over them, by environment
     seeds: int | None = None  # at most so many, where a side question gets fewer than the claim
     shown: bool = True  # in the learning curves; a sweep has its own panel
+    clock: Clock = ENV_STEPS
+    world: str = ""
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,12 @@ class Sweep:
 
 @dataclass(frozen=True)
 class Published:
-    """A number that a paper prints for an agent on a task after so many env steps."""
+    """A number that a paper prints for an agent on a task after a run of that length."""
 
     value: int | float
     arm: str
     env: str
-    env_steps: int
+    length: int  # in what the arm's clock counts
     source: str
 
 
@@ -104,6 +109,7 @@ class Claim:
     sweeps: tuple[Sweep, ...] = ()
     published: tuple[Published, ...] = ()
     films: bool = False  # predict open loop after each run, and print the strip
+    study: str = ""  # claims of one study share their runs; the claim's own name if empty
 
     def budget(self, name: str) -> Budget:
         if name not in self.budgets:

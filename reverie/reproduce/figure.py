@@ -60,7 +60,8 @@ def _curves(axes: Axes, claim: Claim, size: Budget, runs: Sequence[Run], task: s
     # more arms than colours would lie to the eye; the palette has eight
     random = float(np.mean(chance)) if chance else None
     plot.draw(axes, arms, random=random, published=lines, colours=colours)
-    axes.set(title=short(task), ylabel="evaluation return")
+    label = next(arm.clock.label for arm in size.arms if arm.shown)
+    axes.set(title=short(task), xlabel=label, ylabel="evaluation return")
 
 
 def _forest(axes: Axes, found: Sequence[Outcome]) -> None:

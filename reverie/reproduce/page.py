@@ -78,15 +78,16 @@ def render(
         ],
     )
     if claim.published:
+        clocks = {arm.name: arm.clock.label for arm in claim.budget("paper").arms}
         shown = {(p["arm"], p["env"], p["value"]) for p in s["published"]}
         lines += ["", "## What the papers print", ""]
         lines += _table(
-            ("agent", "task", "env steps", "return", "source", "same setting as here"),
+            ("agent", "task", "after", "return", "source", "same setting as here"),
             [
                 (
                     p.arm,
                     short(p.env),
-                    f"{p.env_steps:,}",
+                    f"{p.length:,} {clocks[p.arm]}",
                     f"{p.value:g}",
                     p.source,
                     "yes" if (p.arm, p.env, p.value) in shown else "no",

@@ -74,7 +74,7 @@ def budgets(
     """The four sizes of a claim: the same arms with other step counts, and the paper's own arms."""
 
     def sized(env_steps: int) -> tuple[Arm, ...]:
-        return tuple(replace(arm, env_steps=env_steps * arm.env_steps) for arm in arms)
+        return tuple(replace(arm, length=env_steps * arm.length) for arm in arms)
 
     return {
         "laptop": Budget("laptop", seeds, sized(laptop), notes["laptop"]),

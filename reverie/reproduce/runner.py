@@ -39,6 +39,7 @@ from reverie.reproduce.claims import (
 )
 from reverie.reproduce.dreams import predict
 from reverie.reproduce.runs import (
+    ENV_STEPS,
     FINAL_RETURN,
     MODEL_ERROR,
     Measure,
@@ -74,6 +75,12 @@ class Planned:
     @property
     def overrides(self) -> dict[str, Any]:
         return {**self.arm.overrides, **self.arm.for_env.get(self.env, {})}
+
+    @property
+    def world(self) -> dict[str, str]:
+        """Where the world lies that is given to it, as a setting."""
+        there = self.folder.parents[2] / _slug(self.arm.world) / self.folder.parent.name / self.folder.name
+        return {"world": str(there)} if self.arm.world else {}
 
     @property
     def note(self) -> Path:
@@ -174,7 +181,7 @@ def _any_finished(planned: Sequence[Planned], claim: Claim, size: Budget) -> boo
 
 def plan(claim: Claim, budget: str, seeds: int, runs: Path) -> Iterator[Planned]:
     """All runs, seed by seed: a study cut short has as many seeds of any arm as of another, or one less."""
-    root = runs / claim.name / budget
+    root = runs / (claim.study or claim.name) / budget
     for seed in range(seeds):
         for arm in claim.budget(budget).arms:
             for env in arm.envs if seed < (seeds if arm.seeds is None else arm.seeds) else ():
@@ -184,21 +191,23 @@ def plan(claim: Claim, budget: str, seeds: int, runs: Path) -> Iterator[Planned]
 def _train(run: Planned, preset: str, train_fn: Train | None) -> float:
     asked = _asked(run, preset)
     before = read_json(run.note)
-    if before and {**before.get("asked", {}), "env_steps": 0} != {**asked, "env_steps": 0}:
+    if before and {**before.get("asked", {}), "length": 0} != {**asked, "length": 0}:
         raise ReverieError(
             f"{run.folder} was begun with other settings; move it away, or ask for those in {run.note.name}"
         )
     _write(run.note, {"asked": asked, "finished": False, "seconds": before.get("seconds", 0.0)})
-    overrides = {**run.overrides, "steps": run.arm.env_steps}
+    clock, length = run.arm.clock, run.arm.length
+    every = max(1, length // EVALUATIONS)  # often enough for a curve
+    overrides = {clock.setting: length, clock.every: every, **run.overrides, **run.world}
     start = time.perf_counter()
     try:
         (train_fn or _train_here)(run.arm.agent, run.env, preset, run.folder, run.seed, overrides)
     finally:
         seconds = before.get("seconds", 0.0) + time.perf_counter() - start
         _write(run.note, {"asked": asked, "finished": False, "seconds": seconds})
-    reached = max((row.get("env_steps", 0) for row in read_metrics(run.folder)), default=0)
-    if reached < run.arm.env_steps:
-        raise Stopped(f"stopped after {reached:,} of {run.arm.env_steps:,} env steps")
+    reached = max((row.get(clock.metric, 0) for row in read_metrics(run.folder)), default=0)
+    if reached < length:
+        raise Stopped(f"stopped after {reached:,} of {length:,} {clock.label}")
     _write(run.note, {"asked": asked, "finished": True, "seconds": seconds})
     return seconds
 
@@ -217,24 +226,25 @@ def _predict(run: Planned, predict_fn: Predict | None) -> None:
 def _train_here(
     agent: str, env: str, preset: str, run_dir: Path, seed: int, overrides: dict[str, Any]
 ) -> None:
-    """The package's own training, evaluated often enough for a curve."""
+    """The package's own training."""
     from reverie import train
 
-    every = max(1, overrides["steps"] // EVALUATIONS)
-    train(agent, env, preset, run_dir, **{"seed": seed, "eval_every": every, **overrides})
+    train(agent, env, preset, run_dir, **{"seed": seed, **overrides})
 
 
 def _asked(run: Planned, preset: str) -> dict[str, Any]:
-    asked = {"agent": run.arm.agent, "env": run.env, "preset": preset, "seed": run.seed}
-    return json.loads(json.dumps({**asked, "overrides": run.overrides, "env_steps": run.arm.env_steps}))
+    asked: dict[str, Any] = {"agent": run.arm.agent, "env": run.env, "preset": preset, "seed": run.seed}
+    return json.loads(
+        json.dumps({**asked, "overrides": run.overrides, "length": run.arm.length, "world": run.arm.world})
+    )
 
 
 def _finished(run: Planned, preset: str, films: bool) -> bool:
     """Trained to the end with these settings (or further), and filmed if it has to be."""
     note, asked = read_json(run.note), _asked(run, preset)
     had = note.get("asked", {})
-    same = {**had, "env_steps": 0} == {**asked, "env_steps": 0}
-    far = had.get("env_steps", 0) >= asked["env_steps"]
+    same = {**had, "length": 0} == {**asked, "length": 0}
+    far = had.get("length", 0) >= asked["length"]
     filmed = not films or (run.folder / "open_loop.npz").exists()
     return note.get("finished") is True and same and far and filmed
 
@@ -258,7 +268,7 @@ def write_results(
     seeds = size.seeds if seeds is None else seeds
     planned = list(plan(claim, budget, seeds, Path(runs)))
     done = [
-        Run(p.arm.name, p.env, p.seed, p.folder, float(read_json(p.note).get("seconds", 0.0)))
+        Run(p.arm.name, p.env, p.seed, p.folder, float(read_json(p.note).get("seconds", 0.0)), p.arm.clock)
         for p in planned
         if _finished(p, size.preset, claim.films)
     ]
@@ -305,7 +315,7 @@ def summarise(
         "verdict": judged,
         "seeds": complete,
         "env": ", ".join(envs),
-        "env_steps": max(arm.env_steps for arm in size.arms),
+        "env_steps": max(int(row.get("env_steps", 0)) for run in runs for row in run.rows),
         "wall_clock_s": round(sum(run.wall_clock_s for run in runs), 1),
         "threads": torch.get_num_threads(),
         "machine": machine.describe(),
@@ -314,7 +324,7 @@ def summarise(
         "measures": measures(claim, runs),
         "difference": {"low": first.interval.low, "high": first.interval.high} if first else {},
         "published": [
-            {"value": p.value, "arm": p.arm, "env": p.env, "env_steps": p.env_steps, "source": p.source}
+            {"value": p.value, "arm": p.arm, "env": p.env, "length": p.length, "source": p.source}
             for p in matching(claim, size)
         ],
         "note": " ".join(notes),
@@ -346,11 +356,13 @@ def measures(claim: Claim, runs: Sequence[Run]) -> dict[str, Any]:
     for sweep in claim.sweeps:
         wanted |= {(arm, sweep.measure.name): sweep.measure for _, arm in sweep.arms}
     table = {}
+    several = len({arm for arm, _ in wanted}) > 1  # else nobody needs to be told whose it is
     for (arm, name), measure in wanted.items():
         values = pooled([run for run in runs if run.arm == arm], measure)
         if values:
             interval = statistics.bootstrap_interval(list(values.values()))
-            table[f"{_slug(arm).lower().replace('-', '_')}_{name}"] = {
+            whose = f"{_slug(arm).lower().replace('-', '_')}_" if several else ""
+            table[f"{whose}{name}"] = {
                 "iqm": interval.estimate,
                 "low": interval.low,
                 "high": interval.high,
@@ -361,12 +373,12 @@ def measures(claim: Claim, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def matching(claim: Claim, size: Budget) -> list[Published]:
-    """Published numbers for the same arm, task and step count (within 5 %): only these enter the figure."""
+    """Published numbers for the same arm, task and length (within 5 %): only these enter the figure."""
     return [
         p
         for p in claim.published
         for arm in size.arms
-        if p.arm == arm.name and p.env in arm.envs and abs(p.env_steps - arm.env_steps) <= 0.05 * p.env_steps
+        if p.arm == arm.name and p.env in arm.envs and abs(p.length - arm.length) <= 0.05 * p.length
     ]
 
 
@@ -379,15 +391,17 @@ def _complete(planned: Sequence[Planned], runs: Sequence[Run]) -> int:
 
 
 def _curve(run: Run) -> dict[str, Any]:
-    """One seed: env steps, updates, seconds, return; at most ``POINTS`` points, the last one kept."""
+    """One seed: env steps (and generations), updates, seconds, return; at most ``POINTS`` points, the last one kept."""
     lines = {}
     for task in run.tasks:
         x, y = run.curve(task)
         if len(x) > POINTS:
             keep = np.linspace(0, len(x) - 1, POINTS).round().astype(int)
             x, y = x[keep], y[keep]
+        counted = {} if run.clock is ENV_STEPS else {run.clock.label: x.astype(int).tolist()}
         lines[task] = {
-            "env_steps": x.astype(int).tolist(),
+            **counted,
+            "env_steps": run.at("env_steps", x).astype(int).tolist(),
             "updates": run.at("updates", x).round(1).tolist(),
             "seconds": run.at("seconds", x).round(2).tolist(),
             "return": y.round(4).tolist(),

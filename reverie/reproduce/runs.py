@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import yaml
@@ -74,6 +74,19 @@ def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+class Clock(NamedTuple):
+    """What the length of a run is counted in."""
+
+    setting: str  # of the agent: how long the run is
+    metric: str  # in metrics.jsonl: how far it is
+    every: str  # setting: how often it is evaluated
+    label: str
+
+
+ENV_STEPS = Clock("steps", "env_steps", "eval_every", "env steps")
+GENERATIONS = Clock("generations", "generation", "eval_generations", "generations")
+
+
 @dataclass(frozen=True)
 class Run:
     """One finished run: whose it is, and what its folder says. ``env`` may join several tasks with ``+``."""
@@ -83,6 +96,7 @@ class Run:
     seed: int
     folder: Path
     wall_clock_s: float = 0.0
+    clock: Clock = ENV_STEPS
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -97,17 +111,19 @@ class Run:
         return self.env.split("+")
 
     def curve(self, task: str | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Env steps and evaluation returns; returns of training episodes where nothing was evaluated."""
+        """Env steps (or what else it is counted in) and evaluation returns; returns of training episodes where
+        nothing was evaluated."""
         for key in ("eval/return", "episode/return"):
-            x, y = series(self.rows, key if len(self.tasks) == 1 else f"{key}/{short(task or self.env)}")
+            name = key if len(self.tasks) == 1 else f"{key}/{short(task or self.env)}"
+            x, y = series(self.rows, name, self.clock.metric)
             if len(x):
                 return x, y
         return np.array([]), np.array([])
 
-    def at(self, key: str, env_steps: np.ndarray) -> np.ndarray:
-        """Another count of the run (``updates``, ``seconds``) at these env steps, linear between lines."""
-        x, y = series(self.rows, key)
-        return np.interp(env_steps, x, y) if len(x) else np.full(len(env_steps), np.nan)
+    def at(self, key: str, places: np.ndarray) -> np.ndarray:
+        """Another count of the run (``updates``, ``seconds``) at these places of the curve, linear between lines."""
+        x, y = series(self.rows, key, self.clock.metric)
+        return np.interp(places, x, y) if len(x) else np.full(len(places), np.nan)
 
     def random(self, task: str) -> float | None:
         """The random policy's mean return, as evaluated beside the agent."""
@@ -144,6 +160,18 @@ def _final_return(run: Run) -> Values:
 def _random_return(run: Run) -> Values:
     found = {task: run.random(task) for task in run.tasks}
     return {task: [value] for task, value in found.items() if value is not None}
+
+
+def _evaluated(run: Run) -> Values:
+    """The last evaluation, of the finished agent."""
+    mean = run.evaluation.get("mean")
+    return {run.env: [float(mean)]} if _number(mean) else {}
+
+
+def _dreamt(run: Run) -> Values:
+    """The same controller's mean return in the dream it was made in."""
+    _, y = series(run.rows, "dream/return", run.clock.metric)
+    return {run.env: [float(y[-1])]} if len(y) else {}
 
 
 def _seconds_per_env_step(run: Run) -> Values:
@@ -184,6 +212,8 @@ def read_open_loop(folder: str | Path) -> tuple[np.ndarray, np.ndarray, int] | N
 
 FINAL_RETURN = Measure("final_return", "return", _final_return)
 RANDOM_RETURN = Measure("random_return", "return", _random_return)
+REAL_SCORE = Measure("real_score", "return", _evaluated)
+DREAM_SCORE = Measure("dream_score", "return", _dreamt)
 SECONDS = Measure("seconds_per_env_step", "s / env step", _seconds_per_env_step)
 
 _PIXELS = "squared error, pixels in [0, 1]"

@@ -279,6 +279,16 @@ class Staged(Loop):
         returns, lengths = rollouts(world, carry, policy, c.dream_steps)
         return self.mean(returns), {"dream/steps": float(lengths.float().mean())}
 
+    def dreamt(self, n: int) -> Metrics:
+        """What the mean earns in ``n`` dreams, beside what it earned awake."""
+        agent, c = self.agent, self.config
+        generator = Generator(agent.device).manual_seed(derived(self.run.seed, 9, self.generation))
+        pick = torch.randint(len(self.starts), (n,), generator=generator, device=agent.device)
+        carry = agent.begin(self.starts.to(agent.device)[pick], generator)
+        policy = Individuals(agent, agent.theta[None], n)
+        returns, _ = rollouts(VM(agent, generator, c.temperature), carry, policy, c.dream_steps)
+        return {"dream/return": float(returns.mean()), "dream/std": float(returns.std(correction=0))}
+
     def mean(self, returns: Tensor) -> np.ndarray:
         return returns.view(self.config.population, self.config.trials).double().mean(1).cpu().numpy()
 
@@ -339,12 +349,13 @@ class Staged(Loop):
             self.agent.load_state_dict(before)
             return 0
         self.evaluated = self.generation
-        self.log(
-            **{"eval/return": result.mean, "eval/std": result.std, "eval/length": np.mean(result.lengths)}
-        )
+        dreamt = self.dreamt(episodes) if c.evolve_in == "dream" else {}
+        told = {"eval/return": result.mean, "eval/std": result.std, "eval/length": np.mean(result.lengths)}
+        self.log(**told, **dreamt)
         self.progress.say(
             f"generation {self.generation:,}  {duration(self.elapsed):>8}   evaluation of the mean "
             f"{result.mean:.1f} ± {result.std:.1f} over {plural(len(result.returns), 'episode')}"
+            + (f", in dreams {dreamt['dream/return']:.1f} ± {dreamt['dream/std']:.1f}" if dreamt else "")
         )
         return 1
 

@@ -276,7 +276,8 @@ def show(plan: Plan, loop: Loop, result: Evaluation) -> None:
     try:
         if result.frames:
             media.save_gif(folder / "videos" / "episode.gif", np.stack(result.frames), fps=20)
-        if any(space.is_image for space in loop.eval_envs.obs_space.values()):
+        seen = max(loop.replay.counts) > 1  # a run with another's world has lived through nothing
+        if seen and any(space.is_image for space in loop.eval_envs.obs_space.values()):
             save_dreams(loop.agent, loop.replay, folder, plan.run.seed)
     except (ReverieError, OSError, ValueError) as error:
         warnings.warn(f"the pictures of this evaluation could not be made: {error}", stacklevel=2)

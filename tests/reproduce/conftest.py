@@ -6,13 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+LEVELS = {"dreamer_v1": 90.0, "planet": 60.0, "world_models": 50.0}
+
 
 class FakeTraining:
     """Called like the package's own; ``level(agent, seed, overrides)`` is the final return."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str, int]] = []
-        self.level = lambda agent, seed, overrides: {"dreamer_v1": 90.0, "planet": 60.0}[agent] + seed
+        self.level = lambda agent, seed, overrides: LEVELS[agent] + seed
+        self.worlds: list[str | None] = []  # what runs of stages were given
         self.broken: set[int] = set()  # the calls that fail, by number
         self.stops_at: float = 1.0  # the part of the steps that is made
 
@@ -21,7 +24,15 @@ class FakeTraining:
         if len(self.calls) - 1 in self.broken:
             raise RuntimeError("the disk is | full")
         run_dir.mkdir(parents=True, exist_ok=True)
-        final, cost = self.level(agent, seed, overrides), {"dreamer_v1": 0.01, "planet": 0.05}[agent]
+        final = self.level(agent, seed, overrides)
+        cost = {"dreamer_v1": 0.01, "planet": 0.05, "world_models": 0.02}[agent]
+        if "generations" in overrides:
+            self.worlds.append(overrides.get("world"))
+            row = {"env_steps": 100, "updates": 7, "eval/return": final, "dream/return": 2 * final}
+            lines = [{**row, "generation": g, "seconds": g} for g in range(1, overrides["generations"] + 1)]
+            (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+            (run_dir / "evaluation.json").write_text(json.dumps({"mean": final, "random": {"mean": 10.0}}))
+            return
         tasks = env.split("+")
         with open(run_dir / "metrics.jsonl", "w") as file:
             for i in range(1, 11):

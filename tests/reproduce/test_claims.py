@@ -14,6 +14,9 @@ from reverie.reproduce.statistics import Interval
 from reverie.types import ReverieError
 
 NAMES = [
+    "wm-hidden-state",
+    "wm-dream-transfer",
+    "wm-temperature",
     "dreamer-beats-planet",
     "planet-data-efficiency",
     "planet-one-agent",
@@ -102,7 +105,7 @@ def test_all_that_counts_must_hold_and_one_may_fail_it():
     assert outcome(np.nan, np.nan, n=9).verdict == "open"
 
 
-def test_the_list_holds_the_five_claims():
+def test_the_list_holds_the_claims():
     assert [claim.name for claim in list_claims()] == NAMES
     assert all(name in table() for name in NAMES)
     for claim in list_claims():
@@ -116,16 +119,20 @@ def test_every_arm_can_be_resolved(name):
         assert len({arm.name for arm in budget.arms}) == len(budget.arms)
         for arm in budget.arms:
             for env in arm.envs:
-                overrides = {**arm.overrides, **arm.for_env.get(env, {}), "steps": arm.env_steps}
-                config = presets.resolve(arm.agent, [budget.preset], overrides)
-                assert config.steps == arm.env_steps > config.prefill or budget.preset == "paper"
+                overrides = {**arm.overrides, **arm.for_env.get(env, {}), arm.clock.setting: arm.length}
+                config = presets.resolve(arm.agent, budget.preset.split(), overrides)
+                assert getattr(config, arm.clock.setting) == arm.length
+                assert arm.length > getattr(config, "prefill", 0) or budget.preset == "paper"
+                assert hasattr(config, arm.clock.every) or arm.clock.every == "eval_every"
+            before = {other.name for other in budget.arms[: budget.arms.index(arm)]}
+            assert not arm.world or arm.world in before
 
 
 def test_published_numbers_are_for_arms_and_tasks_that_the_paper_budget_runs():
     for claim in list_claims():
         arms = {arm.name: arm for arm in claim.budget("paper").arms}
         for number in claim.published:
-            assert number.env in arms[number.arm].envs and number.env_steps == arms[number.arm].env_steps
+            assert number.env in arms[number.arm].envs and number.length == arms[number.arm].length
     mean = np.mean([p.value for p in get_claim("dreamer-beats-planet").published if p.arm == "Dreamer"])
     assert mean == pytest.approx(823.39, abs=0.01)  # the average that the table prints below its column
 

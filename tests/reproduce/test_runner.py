@@ -158,21 +158,18 @@ def test_more_steps_go_on_where_fewer_ended(go, training, tmp_path):
     go("dreamer-discrete", seeds=1)
     note = tmp_path / "runs/dreamer-discrete/debug/straight-through/reverie-Catch-v0/seed-0.json"
     about = json.loads(note.read_text())
-    about["asked"]["env_steps"] = 300
+    about["asked"]["length"] = 300
     note.write_text(json.dumps(about))
     go("dreamer-discrete", seeds=1)
-    assert len(training.calls) == 3 and json.loads(note.read_text())["asked"]["env_steps"] == 600
+    assert len(training.calls) == 3 and json.loads(note.read_text())["asked"]["length"] == 600
 
 
 def test_open_loop_pictures(go, tmp_path):
     out, summary = go("open-loop-video")
     assert {"strip.png", "open_loop.gif", "figure.svg"} <= {p.name for p in out.iterdir()}
     assert summary["verdict"] == "holds"
-    model = summary["measures"]["dreamer_open_loop_error"]
-    assert (
-        len(model["per_seed"]) == 3 * 10
-        and model["iqm"] < summary["measures"]["dreamer_mean_image_error"]["iqm"]
-    )
+    model = summary["measures"]["open_loop_error"]
+    assert len(model["per_seed"]) == 3 * 10 and model["iqm"] < summary["measures"]["mean_image_error"]["iqm"]
     assert summary["comparisons"][0]["runs"] == 30
     assert "strip.png" in (out / "README.md").read_text()
 
@@ -224,3 +221,23 @@ def test_unknown_numbers_are_null(tmp_path):
     text = (tmp_path / "x.json").read_text()
     assert json.loads(text) == {"a": None, "b": [1.0, 2.5, None], "c": 0.333333}
     assert "[ 1.0, 2.5, null ]" in text  # numbers in a row stay in a row
+
+
+def test_controllers_share_the_world_of_their_seed_and_claims_of_a_study_their_runs(go, training, tmp_path):
+    training.level = lambda agent, seed, overrides: 50 + seed + 100 * (overrides["temperature"] == 1.15)
+    _, transfer = go("wm-dream-transfer")
+    assert transfer["verdict"] == "holds" and transfer["measures"]["real_score"]["per_seed"] == [
+        150,
+        151,
+        152,
+    ]
+    assert len(training.calls) == 3 and training.worlds == [None] * 3
+    out, summary = go("wm-temperature")
+    assert len(training.calls) == 3 + 4 * 3  # the first arm's runs were there
+    learned = tmp_path / "runs" / "wm-dreams" / "debug"
+    assert {str(path) for path in training.worlds[3:] if path} == {
+        str((learned / "tau-1.15") / "doom-take_cover" / f"seed-{seed}") for seed in range(3)
+    }
+    assert summary["verdict"] == "holds" and summary["measures"]["tau_0.1_dream_score"]["per_seed"][0] == 100
+    curve = json.loads((out / "curves.json").read_text())["runs"][0]
+    assert curve["generations"] == [1, 2] and curve["env_steps"] == [100, 100]

@@ -97,9 +97,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 STROLL = Recipe("world_models", CONFIG, Stroll, envs=8)
-SLOW = Recipe(
-    "world_models", CONFIG, partial(from_gymnasium, partial(Probe, 60)), envs=4
-)  # 60 decisions each
+PROBE = Recipe("world_models", CONFIG, partial(from_gymnasium, partial(Probe, 60)), envs=4)
 SHORT = Recipe("world_models", CONFIG, partial(from_gymnasium, partial(Probe, 5)), envs=4)
 SIZE = 26  # (4 + 8 + 1) * 2
 
