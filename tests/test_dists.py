@@ -322,3 +322,14 @@ def test_score_and_straight_through_agree_on_a_linear_objective_in_expectation()
         value = (getattr(dist, name)() * cost).sum(-1).mean()
         (grad,) = torch.autograd.grad(value, logits)
         close(grad, expected, tolerance)
+
+
+def test_entropy_of_a_squashed_gaussian_is_estimated_without_bias():
+    """Against a numerical integral of -p log p over the interval."""
+    mean, std = 0.4, 0.7
+    dist = TanhNormal(torch.full((200_000, 1), mean), torch.full((200_000, 1), std))
+    found = dist.entropy(torch.Generator().manual_seed(0)).mean().item()
+    y = torch.linspace(-1 + 1e-6, 1 - 1e-6, 200_001, dtype=torch.float64)
+    exact = TanhNormal(torch.full((1,), mean).double(), torch.full((1,), std).double())
+    p = exact.log_prob_of(torch.atanh(y)[:, None]).exp()
+    assert found == pytest.approx(-torch.trapezoid(p * p.log(), y).item(), abs=0.01)

@@ -75,6 +75,7 @@ class Config:
     free_nats_each: bool = False  # True: subtracted from every element's KL; False: floor under their mean
     reward_transform: Literal["none", "tanh"] = "none"  # tanh for discrete tasks (App. A)
     reward_scale: float = 1.0  # what rewards are multiplied by before they are learned
+    decoded: int = 0  # rows of the batch that are decoded per update, drawn from it; 0 for all of them
     cont: bool = False  # learn when episodes end (App. A, "early termination")
     cont_layers: int = 3
     cont_scale: float = 10.0
@@ -140,22 +141,23 @@ class DreamerV1:
         self.obs_space, self.act_space, self.config = obs_space, act_space, config
         self.device = torch.device(device)
         c = config
-        torch.manual_seed(seed)  # the initial weights
-        self.encoder = Encoder(obs_space, c.depth, c.deter)
-        self.rssm = RSSM(
-            self.encoder.embed,
-            act_space.size,
-            Gaussian(c.stoch, c.min_std),
-            GRUCell(c.deter, c.deter),
-            c.deter,
-            F.elu,
-        )
-        features = self.rssm.features
-        self.decoder = Decoder(features, obs_space, c.depth, c.deter)
-        self.reward = Scalar(features, c.units, c.reward_layers)
-        self.cont = Scalar(features, c.units, c.cont_layers) if c.cont else None
-        self.actor = Actor(features, act_space, c)
-        self.critic = Scalar(features, c.units, c.critic_layers)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # the initial weights
+            self.encoder = Encoder(obs_space, c.depth, c.deter)
+            self.rssm = RSSM(
+                self.encoder.embed,
+                act_space.size,
+                Gaussian(c.stoch, c.min_std),
+                GRUCell(c.deter, c.deter),
+                c.deter,
+                F.elu,
+            )
+            features = self.rssm.features
+            self.decoder = Decoder(features, obs_space, c.depth, c.deter)
+            self.reward = Scalar(features, c.units, c.reward_layers)
+            self.cont = Scalar(features, c.units, c.cont_layers) if c.cont else None
+            self.actor = Actor(features, act_space, c)
+            self.critic = Scalar(features, c.units, c.critic_layers)
 
         model = {"encoder": self.encoder, "rssm": self.rssm, "decoder": self.decoder, "reward": self.reward}
         if self.cont is not None:
@@ -249,7 +251,7 @@ class DreamerV1:
         embed = self.encoder(obs)
         post, prior = self.rssm.observe(embed, batch.prev_action, batch.is_first, generator)
         feat = self.rssm.feat(post)
-        losses, metrics = model_loss(self, feat, post, prior, obs, batch)
+        losses, metrics = model_loss(self, feat, post, prior, obs, batch, generator)
         model = self.model_opt.gradient(torch.stack([*losses.values()]).sum())
 
         if self.updates < c.pretrain:
@@ -339,7 +341,13 @@ class DreamerV1:
 
 
 def model_loss(
-    agent: DreamerV1, feat: Tensor, post: State, prior: Tensor, obs: dict[str, Tensor], batch: Batch
+    agent: DreamerV1,
+    feat: Tensor,
+    post: State,
+    prior: Tensor,
+    obs: dict[str, Tensor],
+    batch: Batch,
+    generator: torch.Generator | None = None,
 ) -> tuple[dict[str, Tensor], Metrics]:
     """Eq. 10: likelihood of what arrived with each row, and the KL from the prior to the posterior.
 
@@ -350,7 +358,11 @@ def model_loss(
         predicts  o0 r0  o1 r1  o2 r2       the reward of the state reached, not of the state left
     """
     c = agent.config
-    losses = {key: dist.loss(obs[key]).mean() for key, dist in agent.decoder(feat).items()}
+    rows, shown = feat, obs
+    if 0 < c.decoded < feat[..., 0].numel():  # the mean over some is the mean over all, on average
+        pick = torch.randperm(feat[..., 0].numel(), generator=generator, device=feat.device)[: c.decoded]
+        rows, shown = feat.flatten(0, 1)[pick], {key: value.flatten(0, 1)[pick] for key, value in obs.items()}
+    losses = {key: dist.loss(shown[key]).mean() for key, dist in agent.decoder(rows).items()}
     reward = c.reward_scale * (torch.tanh(batch.reward) if c.reward_transform == "tanh" else batch.reward)
     losses["reward"] = UnitNormal(agent.reward(feat)).loss(reward).mean()
     if agent.cont is not None:

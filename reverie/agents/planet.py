@@ -108,13 +108,14 @@ class PlaNet:
         self.obs_space, self.act_space, self.config = obs_space, act_space, config
         self.device = torch.device(device)
         c = config
-        torch.manual_seed(seed)  # the initial weights
-        self.encoder = Encoder(obs_space, c.depth, c.deter)
-        latent = Gaussian(c.stoch, c.min_std, stochastic=c.model != "deterministic")
-        cell = Memoryless() if c.model == "stochastic" else GRUCell(c.deter, c.deter)
-        self.rssm = RSSM(self.encoder.embed, act_space.size, latent, cell, c.deter, F.relu)
-        self.decoder = Decoder(self.rssm.features, obs_space, c.depth, c.deter)
-        self.reward = Scalar(self.rssm.features, c.reward_units, c.reward_layers, F.relu)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)  # the initial weights
+            self.encoder = Encoder(obs_space, c.depth, c.deter)
+            latent = Gaussian(c.stoch, c.min_std, stochastic=c.model != "deterministic")
+            cell = Memoryless() if c.model == "stochastic" else GRUCell(c.deter, c.deter)
+            self.rssm = RSSM(self.encoder.embed, act_space.size, latent, cell, c.deter, F.relu)
+            self.decoder = Decoder(self.rssm.features, obs_space, c.depth, c.deter)
+            self.reward = Scalar(self.rssm.features, c.reward_units, c.reward_layers, F.relu)
         self.planner = make_planner(c)
 
         model = {"encoder": self.encoder, "rssm": self.rssm, "decoder": self.decoder, "reward": self.reward}

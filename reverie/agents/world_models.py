@@ -522,8 +522,13 @@ class WorldModels:
         return Memory(*torch.zeros(2, n, self.config.units, device=self.device))
 
     def report(self, batch: Batch, context: int = 5) -> Media:
-        """Open loop: ``context`` rows seen, the rest imagined."""
-        return open_loop(self.world, batch.to(self.device), context)
+        """Open loop: ``context`` rows seen, the rest imagined; and what V makes of every row."""
+        batch = batch.to(self.device)
+        seen = open_loop(self.world, batch, batch.reward.shape[1])
+        return {
+            **open_loop(self.world, batch, context),
+            **{name.replace("open_loop", "reconstruction"): pair for name, pair in seen.items()},
+        }
 
     def state_dict(self) -> dict[str, Any]:
         return {

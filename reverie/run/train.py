@@ -295,13 +295,14 @@ def save_dreams(
     batch = replay.sample(6, length, np.random.default_rng([seed, 3]))
     made = []
     for name, (truth, prediction) in agent.report(batch, min(context, length - 1)).items():
-        stacked = [media.open_loop(t, p, context) for t, p in zip(truth, prediction, strict=True)]
+        seen = length if name.startswith("reconstruction") else context
+        stacked = [media.open_loop(t, p, seen) for t, p in zip(truth, prediction, strict=True)]
         path = folder / "videos" / name.replace("/", "_")
         film = media.grid(stacked)
         made += [
             media.save_gif(path.with_suffix(".gif"), film, fps=12),
             media.save_mp4(path.with_suffix(".mp4"), film, fps=12),
-            media.save_strip(path.with_suffix(".png"), truth[0], prediction[0], context),
+            media.save_strip(path.with_suffix(".png"), truth[0], prediction[0], seen),
         ]
     return made
 

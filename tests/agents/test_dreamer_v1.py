@@ -1,5 +1,6 @@
 """Dreamer V1: the released code's numbers, each loss on values worked by hand, each gradient arrow."""
 
+import dataclasses
 import math
 from functools import partial
 from types import SimpleNamespace
@@ -344,6 +345,18 @@ def test_image_loss_sums_over_pixels_and_averages_over_rows(dreamer, small, erro
     assert rows.losses()["image"].item() == pytest.approx(expected, rel=1e-6)
 
 
+def test_decoding_some_of_the_rows_costs_what_all_do_on_average(dreamer, small):
+    rows = Rows(dreamer(), small)
+    whole = rows.losses()
+    rows.agent.config = dataclasses.replace(rows.agent.config, decoded=7)
+    found = [rows.losses() for _ in range(200)]
+    for name in ("reward", "kl"):
+        assert all(torch.equal(losses[name], whole[name]) for losses in found)
+    images = torch.stack([losses["image"] for losses in found])
+    assert len(images.unique()) > 100
+    assert images.mean().item() == pytest.approx(whole["image"].item(), rel=2e-3)
+
+
 def test_reward_loss_is_about_the_reward_of_the_same_row(dreamer, small):
     rows = Rows(dreamer(), small)
     asked = []
@@ -535,6 +548,19 @@ def test_with_nothing_to_gain_the_actor_has_no_gradient(dreamer, small, monkeypa
     assert watch.metrics["grad/actor"].item() == 0
     assert watch.metrics["loss/actor"].item() == 0
     assert "actor" not in moved(agent, watch.before)
+
+
+@pytest.mark.parametrize("action", KINDS)
+def test_the_wish_for_entropy_is_the_actors_alone(dreamer, small, monkeypatch, action):
+    agent = dreamer(action, cont=True, entropy_scale=0.1)
+    for head in (agent.reward, agent.critic):
+        nn.init.zeros_(head.mlp.out.weight), nn.init.zeros_(head.mlp.out.bias)
+    watch = Watch(monkeypatch, agent, small.batch(action=action))
+    assert watch.metrics["grad/actor"].item() > 0
+    assert "actor" in moved(agent, watch.before)
+    assert (
+        watch.metrics["loss/actor"].item() < 0 or action == "continuous"
+    )  # minus the entropy, >= 0 if discrete
 
 
 @pytest.mark.parametrize("head", ["reward", "critic"])
