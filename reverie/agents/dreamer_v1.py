@@ -75,7 +75,6 @@ class Config:
     free_nats_each: bool = False  # True: subtracted from every element's KL; False: floor under their mean
     reward_transform: Literal["none", "tanh"] = "none"  # tanh for discrete tasks (App. A)
     reward_scale: float = 1.0  # what rewards are multiplied by before they are learned
-    decoded: int = 0  # rows of the batch that are decoded per update, drawn from it; 0 for all of them
     cont: bool = False  # learn when episodes end (App. A, "early termination")
     cont_layers: int = 3
     cont_scale: float = 10.0
@@ -251,7 +250,7 @@ class DreamerV1:
         embed = self.encoder(obs)
         post, prior = self.rssm.observe(embed, batch.prev_action, batch.is_first, generator)
         feat = self.rssm.feat(post)
-        losses, metrics = model_loss(self, feat, post, prior, obs, batch, generator)
+        losses, metrics = model_loss(self, feat, post, prior, obs, batch)
         model = self.model_opt.gradient(torch.stack([*losses.values()]).sum())
 
         if self.updates < c.pretrain:
@@ -341,13 +340,7 @@ class DreamerV1:
 
 
 def model_loss(
-    agent: DreamerV1,
-    feat: Tensor,
-    post: State,
-    prior: Tensor,
-    obs: dict[str, Tensor],
-    batch: Batch,
-    generator: torch.Generator | None = None,
+    agent: DreamerV1, feat: Tensor, post: State, prior: Tensor, obs: dict[str, Tensor], batch: Batch
 ) -> tuple[dict[str, Tensor], Metrics]:
     """Eq. 10: likelihood of what arrived with each row, and the KL from the prior to the posterior.
 
@@ -358,11 +351,7 @@ def model_loss(
         predicts  o0 r0  o1 r1  o2 r2       the reward of the state reached, not of the state left
     """
     c = agent.config
-    rows, shown = feat, obs
-    if 0 < c.decoded < feat[..., 0].numel():  # the mean over some is the mean over all, on average
-        pick = torch.randperm(feat[..., 0].numel(), generator=generator, device=feat.device)[: c.decoded]
-        rows, shown = feat.flatten(0, 1)[pick], {key: value.flatten(0, 1)[pick] for key, value in obs.items()}
-    losses = {key: dist.loss(shown[key]).mean() for key, dist in agent.decoder(rows).items()}
+    losses = {key: dist.loss(obs[key]).mean() for key, dist in agent.decoder(feat).items()}
     reward = c.reward_scale * (torch.tanh(batch.reward) if c.reward_transform == "tanh" else batch.reward)
     losses["reward"] = UnitNormal(agent.reward(feat)).loss(reward).mean()
     if agent.cont is not None:
