@@ -27,9 +27,10 @@ from reverie import machine, presets
 from reverie.run.loop import RunConfig
 from reverie.types import ReverieError
 
-MAY_CHANGE = {"steps"}  # of the agent's Config, when a run goes on
+# Of the agent's Config, when a run goes on
+MAY_CHANGE = {"steps", "generations", "eval_generations", "quick_episodes", "final_episodes"}
 RUN_MAY_CHANGE = {
-    "device", "threads", "workers", "eval_every", "eval_episodes", "checkpoint_every", "log_every", "wandb",
+    "device", "threads", "workers", "cluster", "eval_every", "eval_episodes", "checkpoint_every", "log_every", "wandb",
 }  # fmt: skip
 
 

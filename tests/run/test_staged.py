@@ -1,6 +1,7 @@
 """World Models' run: its stages, in order, each interrupted anywhere, and what it may be given instead of making."""
 
 import json
+import shutil
 import warnings
 from itertools import pairwise
 from types import SimpleNamespace
@@ -107,11 +108,15 @@ def test_the_folder_tells_what_came_of_it(whole):
     assert generations == [1, 2]
 
 
-def test_a_finished_run_is_not_begun_again_and_more_generations_go_on(whole, capsys):
+def test_a_finished_run_is_not_begun_again_and_more_generations_go_on(whole, tmp_path, capsys):
     before = checkpoint.paths(whole / "checkpoints")
     assert carry_out(plan_of(), whole)
     assert "more --generations" in capsys.readouterr().out
     assert checkpoint.paths(whole / "checkpoints") == before
+    copied = shutil.copytree(whole, tmp_path / "copy")
+    assert carry_out(plan_of(generations=3), copied)
+    assert read_json(copied / "evaluation.json")["generations"] == 3
+    assert [line["generation"] for line in lines(copied) if "c/mean" in line] == [1, 2, 3]
 
 
 def test_the_agent_it_made_acts_evaluates_and_imagines(whole):
