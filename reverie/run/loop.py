@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from reverie import checkpoint
-from reverie.data.replay import Replay
-from reverie.envs import Envs
 from reverie.logger import Logger, Progress
 from reverie.types import Agent, NotFinite, ReverieError
 
@@ -58,9 +56,9 @@ class Loop(ABC):
     def __init__(
         self,
         agent: Agent,
-        envs: Envs,
-        eval_envs: Envs,
-        replay: Replay,
+        envs: Any,
+        eval_envs: Any,
+        replay: Any,
         config: Any,
         run: RunConfig,
         folder: Path,
