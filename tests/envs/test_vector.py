@@ -273,10 +273,11 @@ def test_close_ends_the_workers_and_may_be_repeated() -> None:
 def test_workers_die_with_their_parent(tmp_path: Path, death: signal.Signals) -> None:
     script = tmp_path / "parent.py"
     script.write_text(
-        "import time\n"
+        "import signal, time\n"
         "from functools import partial\n"
         "from reverie.envs import WorkerEnvs, make_env\n"
         "if __name__ == '__main__':\n"
+        "    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores Ctrl-C\n"
         "    envs = WorkerEnvs(partial(make_env, 'Pendulum-v1'), 2, 0, workers=2)\n"
         "    print(*envs.pids, flush=True)\n"
         "    time.sleep(60)\n"

@@ -391,7 +391,7 @@ def test_workers_without_jobs_wait() -> None:
 
 
 SCRIPT = """
-import time
+import signal
 from functools import partial
 import numpy as np
 from reverie.agents.world_models import Config
@@ -400,6 +400,7 @@ from reverie.envs.small import Probe
 from reverie.run.population import Job, Processes, Recipe
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job of a shell ignores Ctrl-C
     config = Config(depth=2, latents=4, units=8, one_sided=())
     with Processes(Recipe("world_models", config, partial(from_gymnasium, partial(Probe, 20)), envs=4), 2) as p:
         say = lambda result: print(*p.pids, flush=True)
