@@ -32,9 +32,11 @@ NEEDED = ("torch", "numpy", "gymnasium", "safetensors", "tyro", "tensorboard", "
 EXTRAS = {  # name: (module, what it is for)
     "dmc": ("dm_control", "the DeepMind Control Suite, dmc/..."),
     "mujoco": ("mujoco", "Gymnasium's MuJoCo worlds, HalfCheetah-v5, ..."),
-    "box2d": ("Box2D", "LunarLander-v3, CarRacing-v3, ..."),
+    "box2d": ("Box2D", "reverie/CarRacing-v0, LunarLander-v3, ..."),
+    "doom": ("vizdoom", "doom/take_cover"),
     "atari": ("ale_py", "Atari games, ALE/Pong-v5, ..."),
     "minari": ("minari", "data sets of others"),
+    "cluster": ("ray", "populations on many machines, --cluster"),
     "wandb": ("wandb", "logging to Weights & Biases, --wandb"),
 }
 

@@ -119,3 +119,10 @@ def test_a_random_batch_has_the_shapes_of_a_real_one():
     }
     assert batch.action.shape == (3, 4, 5) and batch.reward.shape == (3, 4)
     env.close()
+
+
+def test_the_stages_of_world_models_are_forecast(capsys):
+    assert doctor.examine("world_models", "reverie/Catch-v0", ("debug",), True) == 0
+    told = capsys.readouterr().out
+    for stage in ("collect", "V ", "M ", "2 generations of 4 x 2 rollouts in the env"):
+        assert stage in told

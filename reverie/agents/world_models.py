@@ -197,11 +197,9 @@ class Evolution:
                 "popsize": population,
                 "AdaptSigma": cma.sigma_adaptation.CMAAdaptSigmaCSA,
                 "randn": lambda *shape: rng.standard_normal(shape),
-                "seed": np.nan,
+                "seed": np.nan,  # its own generator is not used
                 "verbose": -9,
                 "verb_log": 0,
-                "verb_disp": 0,
-                "termination_callback": [],
             },
         )
         self.history: list[np.ndarray] = []  # returns of each generation, "population"
@@ -503,14 +501,14 @@ class WorldModels:
     def v_gradient(self, image: Tensor) -> tuple[Gradient, Metrics]:
         losses, metrics = v_loss(self.v, image.float() / 255, self.config, self.generators["learn"])
         gradient = self.v_opt.gradient(torch.stack([*losses.values()]).sum())
-        return gradient, {**told(losses), **metrics, "grad/v": gradient.norm}
+        return gradient, {**named(losses), **metrics, "grad/v": gradient.norm}
 
     def m_gradient(self, rows: "Latents", memory: Memory) -> tuple[Gradient, Metrics, Memory]:
         c = self.config
         self.m_opt.lr = c.m_lr_end + (c.m_lr - c.m_lr_end) * c.m_lr_decay ** self.counts["m"]
         losses, metrics, memory = m_loss(self.m, rows, memory, c, self.generators["learn"])
         gradient = self.m_opt.gradient(torch.stack([*losses.values()]).sum())
-        return gradient, {**told(losses), **metrics, "grad/m": gradient.norm}, memory
+        return gradient, {**named(losses), **metrics, "grad/m": gradient.norm}, memory
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
@@ -590,7 +588,7 @@ def brownian(habit: Habit, is_first: Tensor, generator: Generator) -> tuple[Tens
 # The losses, in the paper's order.
 
 
-def told(losses: Mapping[str, Tensor]) -> Metrics:
+def named(losses: Mapping[str, Tensor]) -> Metrics:
     return {f"loss/{name}": loss.detach() for name, loss in losses.items()}
 
 

@@ -247,7 +247,7 @@ class WorkerEnvs(Envs):
         env.close()
         super().__init__(n, seed, obs_space, act_space)
         self._factory, self._round = factory, 0
-        self._context = _context()
+        self._context = process_context()
         self._memory = {key: self._context.RawArray("b", n * space.bytes) for key, space in obs_space.items()}
         self._views = _views(self._memory, obs_space, n)
         self._count = min(workers, n)
@@ -272,7 +272,15 @@ class WorkerEnvs(Envs):
         mine = range(w, self.n, self._count)
         self._workers[w] = self._context.Process(
             target=_work,
-            args=(self._factory, mine, self.n, self._memory, dict(self.obs_space), theirs, _settings()),
+            args=(
+                self._factory,
+                mine,
+                self.n,
+                self._memory,
+                dict(self.obs_space),
+                theirs,
+                settings_of_parent(),
+            ),
             name=f"reverie-env-{w}",
             daemon=True,
         )
@@ -408,7 +416,7 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then closes us
     os.environ.update(settings)
     os.environ.setdefault("LP_NUM_THREADS", "0")  # software GL stays on this worker's core
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=follow_parent, daemon=True).start()
     views = _views(memory, obs_space, n)
     streams = {i: _Stream(factory) for i in mine}
     try:
@@ -425,7 +433,7 @@ def _work(
                 except ReverieError as error:
                     answers[i] = ReverieError(str(error))
                 except Exception as error:
-                    answers[i] = _portable(error)
+                    answers[i] = portable(error)
             pipe.send((number, answers))
     except (EOFError, OSError):
         pass  # the parent is gone
@@ -434,7 +442,7 @@ def _work(
             stream.drop()
 
 
-def _context() -> Any:
+def process_context() -> Any:
     """How workers start: on Linux from a clean server that has done the imports (quick), else spawned."""
     if not sys.platform.startswith("linux"):
         return mp.get_context("spawn")
@@ -443,7 +451,7 @@ def _context() -> Any:
     return context
 
 
-def _portable(error: Exception) -> Exception:
+def portable(error: Exception) -> Exception:
     """The error itself if it survives pickling, else its text; with the worker's traceback as a note."""
     error.add_note("".join(traceback.format_exception(error)))
     try:
@@ -453,7 +461,7 @@ def _portable(error: Exception) -> Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _settings() -> dict[str, str]:
+def settings_of_parent() -> dict[str, str]:
     """What this process has decided about drawing; a server started earlier would not know."""
     return {
         key: os.environ[key]
@@ -462,7 +470,7 @@ def _settings() -> dict[str, str]:
     }
 
 
-def _follow_parent() -> None:
+def follow_parent() -> None:
     parent = mp.parent_process()
     if parent is not None:
         parent.join()

@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from reverie.envs.vector import _settings
+from reverie.envs.vector import settings_of_parent
 from reverie.logger import plural
 from reverie.run.population import Died, Job, Recipe, Team, Worker, one_line
 from reverie.types import ReverieError
@@ -60,7 +60,7 @@ class Cluster(Team):
         self._world_there = self._ray.put(self._world)
 
     def _start(self, w: int) -> None:
-        self._actors[w] = self._actor.remote(self._recipe_there, _settings())
+        self._actors[w] = self._actor.remote(self._recipe_there, settings_of_parent())
         self._answers[w] = self._actors[w].hello.remote()
 
     def _ask(self, w: int, new: bool, jobs: list[Job] | None) -> None:

@@ -37,7 +37,8 @@ from torch import Tensor
 
 from reverie import presets
 from reverie.envs.base import Env
-from reverie.envs.vector import PATIENCE, _context, _follow_parent, _portable, _settings
+from reverie.envs.vector import PATIENCE, follow_parent, process_context, settings_of_parent
+from reverie.envs.vector import portable as picklable
 from reverie.machine import prepare
 from reverie.run.evaluate import Interrupted
 from reverie.types import ReverieError
@@ -73,9 +74,7 @@ class Recipe:
     config: Any
     env: Callable[[], Env]
     seed: int = 0  # of the agent
-    envs: int = (
-        16  # environments each player steps side by side, at least 4 for results alike to the last bit
-    )
+    envs: int = 16  # each player steps side by side; from 4 on, results are alike to the last bit
 
 
 class Slot:
@@ -406,7 +405,7 @@ class Worker:
 
 
 def portable(error: Exception) -> Exception:
-    return ReverieError(str(error)) if isinstance(error, ReverieError) else _portable(error)
+    return ReverieError(str(error)) if isinstance(error, ReverieError) else picklable(error)
 
 
 class Team(Population):
@@ -593,7 +592,7 @@ class Processes(Team):
                 f"workers need an environment factory that can be pickled, and {recipe.env!r} cannot ({error}); "
                 f"use a function at the top of a module, or functools.partial of one"
             ) from error
-        self._processes = _context()
+        self._processes = process_context()
         self._workers: list[Any] = [None] * workers
         self._pipes: list[Any] = [None] * workers
         self._open()
@@ -606,7 +605,10 @@ class Processes(Team):
     def _start(self, w: int) -> None:
         self._pipes[w], theirs = self._processes.Pipe()
         self._workers[w] = self._processes.Process(
-            target=work, args=(self.recipe, theirs, _settings()), name=f"reverie-player-{w}", daemon=True
+            target=work,
+            args=(self.recipe, theirs, settings_of_parent()),
+            name=f"reverie-player-{w}",
+            daemon=True,
         )
         with deaf():
             self._workers[w].start()
@@ -650,7 +652,7 @@ class Processes(Team):
 def work(recipe: Recipe, pipe: Any, settings: Mapping[str, str]) -> None:
     """The life of a worker process: say hello, then a turn for each time it is asked."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which then ends us
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    threading.Thread(target=follow_parent, daemon=True).start()
     worker = Worker(recipe, settings)
     try:
         pipe.send(worker.hello())
@@ -681,7 +683,7 @@ def deaf() -> Iterator[None]:
 class Journal:
     """The results of the generation under way, one JSON line each, so that a run that is killed keeps them.
 
-    It knows generations by their number alone: whoever evolves another population under a number clears it first.
+    It knows generations by their number alone: whoever evolves another population gives it another file.
     """
 
     def __init__(self, path: Path | str):
@@ -719,13 +721,30 @@ class Journal:
         except OSError as error:
             raise ReverieError(f"the journal {self.path} can not be written: {error}") from error
 
-    def clear(self) -> None:
-        """Forget all: the generation is complete, or its population is another one."""
+    def forget(self, before: int) -> None:
+        """Leave out the generations below ``before``: a checkpoint has them. The file is replaced as a whole."""
         self.close()
-        with contextlib.suppress(FileNotFoundError):
+        try:
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        kept = [line for line in lines if generation_of(line) >= before]
+        if not kept:
             self.path.unlink()
+            return
+        temporary = self.path.with_suffix(".writing")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(self.path)
 
     def close(self) -> None:
         if self.file is not None:
             self.file.close()
             self.file = None
+
+
+def generation_of(line: str) -> int:
+    """The generation a line is of; -1 for a torn one."""
+    try:
+        return int(json.loads(line)["generation"])
+    except (ValueError, TypeError, KeyError):
+        return -1

@@ -35,6 +35,10 @@ from reverie.run.population import Job, Journal, Population, Result
 from reverie.types import Metrics, ReverieError
 
 STAGES = ("collect", "V", "encode", "M", "C")
+AT_LEAST_1 = (
+    *("rollouts", "v_updates", "v_batch", "m_updates", "m_batch", "population", "trials"),
+    *("starts", "dream_steps", "quick_episodes", "final_episodes"),
+)
 ENCODE = 500  # pictures encoded in one move
 Show = Callable[["Staged", Evaluation], None]
 
@@ -42,7 +46,8 @@ Show = Callable[["Staged", Evaluation], None]
 class Staged(Loop):
     """One run. ``envs`` collect into ``replay``; ``eval_envs`` are the task itself; ``population`` plays a
     generation in the environment, and is called for the first time when one has to. ``show`` is called with each
-    evaluation, before it counts as done."""
+    evaluation, before it counts as done. ``given`` puts something in the place of what would be collected or
+    learned, when the run begins."""
 
     more = "--generations"
     agent: WorldModels
@@ -59,14 +64,16 @@ class Staged(Loop):
         logger: Logger,
         population: Callable[[], Population],
         show: Show = lambda staged, result: None,
-        stage: str = "collect",
+        given: Callable[["Staged"], None] | None = None,
     ):
         super().__init__(agent, envs, eval_envs, replay, config, run, folder, logger, Progress(0))
         self.show, self.make_population = show, population
         self.population: Population | None = None
         self.journal = Journal(folder / "generation.jsonl")
         self.driver = Driver(agent, envs, replay, 0, run.seed)
-        self.stage = stage
+        self.given = given
+        self.stage = "collect"
+        self.order = (-1, np.zeros(0, np.int64))  # epoch, and the order V meets the pictures in
         self.used = 0  # episodes that count
         self.encoded = 0  # rows
         self.memory = agent.blank(0)
@@ -115,16 +122,10 @@ class Staged(Loop):
 
     @staticmethod
     def check(config: Any, run: RunConfig) -> None:
-        ones = ("rollouts", "v_updates", "v_batch", "m_updates", "m_batch", "population", "trials", "starts")
-        for name in (
-            *ones,
-            "dream_steps",
-            "quick_episodes",
-            "final_episodes",
-            "generations",
-            "eval_generations",
-        ):
-            at_least(config, name, int(name in (*ones, "dream_steps", "quick_episodes", "final_episodes")))
+        for name in AT_LEAST_1:
+            at_least(config, name, 1)
+        for name in ("generations", "eval_generations"):
+            at_least(config, name, 0)
         at_least(config, "m_length", 2)
         if config.temperature <= 0:
             raise ReverieError(f"--temperature must be above 0, got {config.temperature}")
@@ -155,9 +156,8 @@ class Staged(Loop):
         if kind == "C" and self.evaluation_due():
             kind, n = "evaluate", self.evaluate()
         else:
-            n = {"collect": self.collect, "V": self.v, "encode": self.encode, "M": self.m, "C": self.c}[
-                kind
-            ]()
+            moves = {"collect": self.collect, "V": self.v, "encode": self.encode, "M": self.m, "C": self.c}
+            n = moves[kind]()
         self.spent[kind] += time.perf_counter() - begin
         self.counted[kind] += n
         self.next_stage()
@@ -196,7 +196,7 @@ class Staged(Loop):
         """The rows of V's next update: each epoch goes through all of them in a new order."""
         size, update = min(self.config.v_batch, rows), self.agent.counts["v"]
         epoch, part = divmod(update, rows // size)
-        if getattr(self, "order", (None,))[0] != epoch:
+        if self.order[0] != epoch:
             self.order = (epoch, np.random.default_rng([self.run.seed, 4, epoch]).permutation(rows))
         return self.order[1][part * size : (part + 1) * size]
 
@@ -240,7 +240,6 @@ class Staged(Loop):
             return 0
         self.evolution.tell(returns)
         self.returns.append(returns)
-        self.journal.clear()
         # Rounded as the released code keeps it: what is evaluated is what is kept.
         self.agent.theta = torch.from_numpy(self.evolution.mean.round(4)).to(self.agent.device)
         self.logger.add(
@@ -370,13 +369,7 @@ class Staged(Loop):
         def made() -> tuple[float, list[str]]:
             done, total, unit = self.amount(self.stage)
             left, n, took = self.left(), self.counted[self.stage], self.spent[self.stage]
-            rate = (
-                f" ({n / took:.1f}/s)"
-                if n and took and n > took
-                else f" ({took / n:.0f} s each)"
-                if n
-                else ""
-            )
+            rate = "" if not n else f" ({n / took:.1f}/s)" if n > took > 0 else f" ({took / n:.0f} s each)"
             parts = [
                 f"{self.stage} ({STAGES.index(self.stage) + 1} of {len(STAGES)})",
                 f"ETA {'–' if left is None else duration(left)}",
@@ -453,18 +446,20 @@ class Staged(Loop):
         self.seconds, self.sat_down = clock["seconds"], time.monotonic()
         self.spent, self.counted = dict(clock["spent"]), dict(clock["counted"])
 
+    def save(self) -> None:
+        super().save()
+        self.journal.forget(self.generation)  # not before a checkpoint has what they earned
+
     def begin_again(self) -> None:
-        if self.stage == "collect":
+        if self.given is not None:
+            self.given(self)
+        else:
             self.replay.rewind([0] * self.replay.streams)
             self.driver.go_on()
         self.logger.begin()
 
     def take_world(self, state: Mapping[str, Any]) -> None:
         """V and M, and where dreams begin, from the state of another run."""
-        if state.get("stage") != "C":
-            raise ReverieError(
-                f"that run is at stage {state.get('stage')}: it has no M yet; let it go on first"
-            )
         self.agent.modules.load_state_dict(state["agent"]["modules"])
         self.starts, self.stage = state["starts"], "C"
 
@@ -485,6 +480,7 @@ class Staged(Loop):
         )
 
     def close(self) -> None:
+        self.journal.close()
         if self.population is not None:
             self.population.close()
 
@@ -511,6 +507,7 @@ class Rows:
 
     def __init__(self, replay: Replay, shortest: int, rollouts: int, folder: Path, latents: int):
         self.replay = replay
+        self.order = (-1, np.zeros((0, 0), np.int64))  # epoch, and its streams, "rows streams"
         found = [(s, *episode) for s in range(replay.streams) for episode in replay.episodes_of(s)]
         used = [e for e in found if e[2] - e[1] - 1 > shortest][:rollouts]
         if not used:
@@ -550,7 +547,7 @@ class Rows:
             )
         length = min(length, per)
         epoch, part = divmod(update, (per - 1) // (length - 1))
-        if getattr(self, "order", (None,))[0] != epoch:
+        if self.order[0] != epoch:
             episodes = np.random.default_rng([seed, 5, epoch]).permutation(len(self.lengths))
             order = np.concatenate(
                 [np.arange(self.firsts[e], self.firsts[e] + self.lengths[e]) for e in episodes]

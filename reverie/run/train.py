@@ -169,12 +169,14 @@ def make_staged(plan: Plan, folder: Path, parts: Parts) -> Loop:
     from reverie.run.staged import Staged
 
     c, run = plan.config, plan.run
-    world = None if not c.world else read_world(Path(c.world), plan)
+    fresh = not checkpoint.paths(folder / "checkpoints")
+    if c.world and fresh:
+        read_world(Path(c.world), plan)  # refused, if it has to be, before anything is made
     envs = parts.add(make_envs(plan, run.envs, name=c.collect_env))
     eval_envs = parts.add(make_envs(plan, min(run.eval_episodes, c.quick_episodes), evaluation=True))
     agent = make_agent(plan, eval_envs)
     # How long episodes will be is not known: all that --replay-size holds. A world that is given needs none.
-    needed = LONGEST * c.rollouts // envs.n if world is None else 2
+    needed = 2 if c.world else LONGEST * c.rollouts // envs.n
     replay_size(plan, envs, needed, 2)
     write_plan(folder, plan)
     logger = parts.add(Logger(folder, run.wandb, plan.as_dict()))
@@ -187,15 +189,17 @@ def make_staged(plan: Plan, folder: Path, parts: Parts) -> Loop:
             return Processes(recipe, workers)
         return Cluster(recipe, workers, None if run.cluster == "local" else run.cluster)
 
+    def given(loop: Staged) -> None:
+        if c.world:
+            loop.take_world(read_world(Path(c.world), plan))
+        else:
+            loop.take_episodes(Path(c.episodes))
+
     assert isinstance(agent, WorldModels)
-    loop = parts.add(
-        Staged(agent, envs, eval_envs, replay, c, run, folder, logger, population, partial(show, plan))
-    )
-    if world is not None:
-        loop.take_world(world)
-    elif c.episodes:
-        loop.take_episodes(Path(c.episodes))
-    return loop
+    shown = partial(show, plan)
+    instead = given if c.world or c.episodes else None
+    made = Staged(agent, envs, eval_envs, replay, c, run, folder, logger, population, shown, instead)
+    return parts.add(made)
 
 
 def read_world(folder: Path, plan: Plan) -> dict[str, Any]:
@@ -210,7 +214,12 @@ def read_world(folder: Path, plan: Plan) -> dict[str, Any]:
                 f"--world {folder} has {name} {getattr(there.config, name)}, and this run has "
                 f"{getattr(plan.config, name)}: give the settings it was trained with"
             )
-    return checkpoint.load(folder / "checkpoints")[1]
+    state = checkpoint.load(folder / "checkpoints")[1]
+    if state["stage"] != "C":
+        raise ReverieError(
+            f"--world {folder} is at stage {state['stage']} and has no M yet; let it go on first"
+        )
+    return state
 
 
 def go_on(loop: Loop) -> None:

@@ -458,9 +458,11 @@ def test_the_journal_gives_back_what_was_added(tmp_path: Path) -> None:
         assert result in Journal(path).read(7), "at once, for a process that is killed"
     journal.add(8, results[0])
     assert journal.read(7) == sorted(results) and journal.read(8) == results[:1] and journal.read(9) == []
-    journal.clear()
-    journal.clear()
-    assert journal.read(7) == [] and not path.exists()
+    journal.forget(8)
+    assert journal.read(7) == [] and journal.read(8) == results[:1]
+    journal.forget(9)
+    journal.forget(9)
+    assert journal.read(8) == [] and not path.exists()
     journal.add(9, results[1])
     assert journal.read(9) == [results[1]]
     journal.close()

@@ -17,7 +17,7 @@ from reverie.run import population
 from reverie.run.folder import Plan, read_json, read_plan, write_plan
 from reverie.run.loop import RunConfig
 from reverie.run.population import Here, Journal
-from reverie.run.staged import STAGES, Rows, Staged, derived
+from reverie.run.staged import STAGES, Rows, Staged
 from reverie.run.train import Parts, carry_out, evaluate_run, go_on, imagine_run, make_loop
 from reverie.types import ReverieError
 
@@ -190,13 +190,42 @@ def test_a_generation_that_is_left_keeps_the_rollouts_it_had(tmp_path, monkeypat
         while sitting.loop.generation == 0:
             sitting.move(1)
         assert sorted(played + again) == [(i, t) for i in range(4) for t in range(8)]
+        assert (tmp_path / "run" / "generation.jsonl").exists()  # no checkpoint has it yet
+        sitting.loop.save()
         assert not (tmp_path / "run" / "generation.jsonl").exists()
 
 
-def test_pairs_meet_the_same_episodes_and_generations_others():
-    seeds = {(g, i % 2, t): derived(3, 8, g, i % 2, t) for g in range(2) for i in range(4) for t in range(2)}
-    assert len(set(seeds.values())) == 8
-    assert all(0 <= seed < 2**31 for seed in seeds.values())
+def test_generations_that_no_checkpoint_has_are_not_played_again(tmp_path, monkeypatch):
+    with Sitting(tmp_path / "run", evolve_in="env", generations=3) as sitting:
+        while sitting.loop.stage != "C":
+            sitting.move(1)
+        sitting.loop.save()
+        while sitting.loop.generation < 2:
+            sitting.move(1)
+        expected = outcome(sitting.loop)
+    monkeypatch.setattr(Here, "_play", lambda *_: pytest.fail("a rollout was played again"))
+    with Sitting(tmp_path / "run", evolve_in="env", generations=3) as sitting:
+        assert sitting.loop.generation == 0
+        while sitting.loop.generation < 2:
+            sitting.move(1)
+        assert same(outcome(sitting.loop), expected)
+
+
+def test_pairs_meet_the_same_episodes_and_generations_others(tmp_path, monkeypatch):
+    asked, evaluate = [], Here.evaluate
+
+    def listening(population, thetas, jobs, *rest):
+        asked.append({(job.individual, job.trial): job.seed for job in jobs})
+        return evaluate(population, thetas, jobs, *rest)
+
+    monkeypatch.setattr(Here, "evaluate", listening)
+    with Sitting(tmp_path / "run", evolve_in="env") as sitting:
+        sitting.move()
+    assert [len(jobs) for jobs in asked] == [8, 8]
+    for jobs in asked:
+        assert all(jobs[i, t] == jobs[i + 2, t] for i in range(2) for t in range(2))
+        assert len(set(jobs.values())) == 4
+    assert not set(asked[0].values()) & set(asked[1].values())
 
 
 # What it may be given
@@ -271,6 +300,7 @@ def rows_of(lengths):
     rows.lengths = np.array(lengths)
     rows.firsts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     rows.at = np.arange(sum(lengths))
+    rows.order = (-1, None)
     return rows
 
 
@@ -306,7 +336,10 @@ def test_every_episode_begins_once_an_epoch(tmp_path):
 
 def test_v_goes_through_all_pictures_in_an_epoch(tmp_path):
     loop = SimpleNamespace(
-        config=SimpleNamespace(v_batch=5), agent=SimpleNamespace(counts={"v": 0}), run=SimpleNamespace(seed=1)
+        config=SimpleNamespace(v_batch=5),
+        agent=SimpleNamespace(counts={"v": 0}),
+        run=SimpleNamespace(seed=1),
+        order=(-1, None),
     )
     seen = []
     for update in range(8):
