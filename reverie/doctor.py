@@ -267,7 +267,8 @@ def training(agent: str, env_name: str, names: tuple[str, ...], pixels: bool) ->
         decision = decision_seconds(learner, env)
         yield Row(GOOD, "decision", f"{1e3 * decision:.1f} ms")
         if loop_of(agent) is not Online:
-            yield from forecast_stages(plan, step, learner, env)
+            staged = loop_of(agent).__name__ == "Staged"
+            yield from (forecast_stages if staged else forecast_rollouts)(plan, step, learner, env)
             return
         batch = random_batch(env, config.batch_size, config.batch_length)
         update = seconds_each(lambda: learner.update(batch), 5.0)
@@ -332,6 +333,24 @@ def forecast_stages(plan: Any, step: int | float, learner: Any, env: Any) -> Ite
         yield Row(GOOD, name, f"about {duration(seconds)}")
     rollouts = f"{c.generations:,} generations of {c.population} x {c.trials} rollouts"
     yield Row(NOTE, "C", f"{rollouts} in the {c.evolve_in}: depends on how long they live")
+
+
+def forecast_rollouts(plan: Any, step: int | float, learner: Any, env: Any) -> Iterator[Row]:
+    """Rollouts of all environments together, each with its update."""
+    c = plan.config
+    row = env.reset(0)
+    obs = {key: np.stack([value] * c.actors) for key, value in row.obs.items()}
+    obs["is_first"] = np.zeros(c.actors, bool)
+    act = seconds_each(lambda: learner.act(obs, learner.initial(c.actors), "train"), 2.0)
+    batch = random_batch(env, c.actors, c.length + 1)
+    update = seconds_each(lambda: learner.update(batch), 5.0)
+    size = f"{c.actors} sequences of {c.length}"
+    yield Row(GOOD, "update", f"{duration_fine(update)}, {size}")
+    decisions = c.steps / c.action_repeat
+    total = c.steps * step + decisions / c.actors * (act + update / c.length)
+    yield Row(
+        GOOD, "the whole run", f"about {duration(total)} for {c.steps:,} env steps, without evaluations"
+    )
 
 
 def decision_seconds(agent: Any, env: Any) -> float:

@@ -26,6 +26,23 @@ CONTEXT = (154, 160, 166)  # the grey of frames the model saw
 IMAGINED = (213, 94, 0)  # the orange of frames it made up
 PAPER = (255, 255, 255)
 INK = (60, 64, 67)
+CELLS = np.array(  # of planes, first to last
+    [
+        (66, 66, 82),
+        (222, 214, 196),
+        (235, 130, 130),
+        (86, 160, 90),
+        (176, 120, 60),
+        (54, 96, 176),
+        (150, 90, 170),
+        (0, 150, 150),
+        (230, 190, 60),
+        (110, 110, 110),
+        (20, 20, 20),
+        (250, 250, 250),
+    ],
+    np.uint8,
+)
 
 
 @contextmanager
@@ -242,14 +259,18 @@ def _scale(h: int, w: int, least: int) -> int:
 
 
 def _rgb(video: np.ndarray) -> np.ndarray:
-    """Any uint8 video with 1, 3 or 4 channels as three channels; refuses the rest."""
+    """Any uint8 video with 1, 3 or 4 channels as three channels, or planes of cells (5 channels and more), of which the
+    highest is set, in a colour each; refuses the rest."""
     if not (isinstance(video, np.ndarray) and video.dtype == np.uint8 and video.ndim == 4 and video.size):
         got = f"{getattr(video, 'dtype', type(video).__name__)} {getattr(video, 'shape', '')}"
         raise ReverieError(f"a video is a non-empty uint8 array 't h w c', got {got}; convert it first")
     channels = video.shape[-1]
+    if channels > 4:
+        return CELLS[video.argmax(-1) % len(CELLS)]
     if channels not in (1, 3, 4):
         raise ReverieError(
-            f"a video has 1 (grey), 3 (RGB) or 4 channels, got {channels}; pick the ones to show"
+            f"a video has 1 (grey), 3 (RGB) or 4 channels, or is planes of cells (5 and more), got {channels}; "
+            f"pick the ones to show"
         )
     return np.repeat(video, 3, axis=-1) if channels == 1 else np.ascontiguousarray(video[..., :3])
 

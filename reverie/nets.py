@@ -34,7 +34,7 @@ def glorot_(module: nn.Module, generator: torch.Generator | None = None) -> nn.M
                 nn.init.zeros_(parameter)
             elif name.startswith(("recurrent", "weight_hh")):
                 nn.init.orthogonal_(parameter, generator=generator)
-            elif isinstance(layer, Conv | Deconv):
+            elif isinstance(layer, Conv | Deconv | GridConv):
                 out, height, width, into = parameter.shape
                 bound = (6 / (height * width * (out + into))) ** 0.5
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
@@ -138,6 +138,75 @@ class Deconv(nn.Module):
         if _ours(x):
             return _Deconv.apply(x, self.weight, self.bias)
         return _nhwc(F.conv_transpose2d(_nchw(x), _nchw(self.weight), self.bias, 2))
+
+
+class GridConv(nn.Module):
+    """A convolution on "n h w c" pictures of any size; weight "o k k i", bias "o".
+
+    ``same`` pads with zeros to h / stride, rounded up, the odd one below and right (TensorFlow's SAME); else no
+    padding.
+    """
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, same: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(outputs, kernel, kernel, inputs))
+        self.bias = nn.Parameter(torch.empty(outputs))
+        self.kernel, self.stride, self.same = kernel, stride, same
+        glorot_(self)
+
+    def side(self, size: int) -> int:
+        """Pixels that come out for ``size`` that go in; may be below 1, where the picture is too small."""
+        return -(-size // self.stride) if self.same else (size - self.kernel) // self.stride + 1
+
+    def forward(self, x: Float[Tensor, "n h w i"]) -> Float[Tensor, "n h2 w2 o"]:
+        if self.same:
+            pads: list[int] = []
+            for size in (x.shape[2], x.shape[1]):
+                lacking = max((self.side(size) - 1) * self.stride + self.kernel - size, 0)
+                pads += [lacking // 2, lacking - lacking // 2]
+            x = F.pad(x, (0, 0, *pads))
+        return _nhwc(F.conv2d(_nchw(x), _nchw(self.weight), self.bias, self.stride))
+
+
+class Convs(nn.Module):
+    """Convolutions, a ReLU after each: "n h w c" to "n h2 w2 o"; ``shape`` is what comes out.
+
+    Raises ``ReverieError`` for pictures of which nothing would be left, and for lists of unequal lengths.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        channels: tuple[int, ...],
+        kernels: tuple[int, ...],
+        strides: tuple[int, ...],
+        same: bool = True,
+    ) -> None:
+        super().__init__()
+        if not len(channels) == len(kernels) == len(strides):
+            raise ReverieError(
+                f"every convolution needs channels, a kernel and a stride; got {channels}, {kernels} and {strides}"
+            )
+        (h, w, inputs), made = shape, []
+        for outputs, kernel, stride in zip(channels, kernels, strides, strict=True):
+            conv = GridConv(inputs, outputs, kernel, stride, same)
+            h, w, inputs = conv.side(h), conv.side(w), outputs
+            made.append(conv)
+        if min(h, w) < 1:
+            raise ReverieError(
+                f"pictures of {shape[0]}x{shape[1]} are too small for convolutions of kernels {kernels} and strides "
+                f"{strides} without padding; give smaller ones, or larger pictures"
+            )
+        self.convs, self.shape = nn.ModuleList(made), (h, w, inputs)
+
+    @property
+    def size(self) -> int:
+        return self.shape[0] * self.shape[1] * self.shape[2]
+
+    def forward(self, x: Float[Tensor, "n h w c"]) -> Float[Tensor, "n h2 w2 o"]:
+        for conv in self.convs:
+            x = F.relu(conv(x))
+        return x
 
 
 class ImageEncoder(nn.Module):

@@ -50,20 +50,24 @@ class Optimizer:
 
     @torch.no_grad()
     def move(self, gradient: "Gradient") -> None:
-        """Clip to the global norm and take one Adam step."""
+        """Clip to the global norm and take one step."""
         scale = torch.clamp(self.clip / (gradient.norm + 1e-6), max=1.0)
         torch._foreach_mul_(gradient.tensors, scale)
         if self.clip_value < math.inf:
             torch._foreach_clamp_min_(gradient.tensors, -self.clip_value)
             torch._foreach_clamp_max_(gradient.tensors, self.clip_value)
+        self.descend(list(gradient.tensors))
+
+    def descend(self, tensors: list[Tensor]) -> None:
+        """One Adam step along clipped gradients."""
         adam(
             self.parameters,
-            list(gradient.tensors),
+            tensors,
             self.means,
             self.squares,
             [],
             self.steps,
-            fused=scale.device.type in ("cpu", "cuda"),
+            fused=tensors[0].device.type in ("cpu", "cuda"),
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
@@ -91,6 +95,41 @@ class Optimizer:
             found = state.get(name)
             for tensor, key in zip(own, ("step", "exp_avg", "exp_avg_sq"), strict=True):
                 tensor.zero_() if found is None else tensor.copy_(found[key])
+
+
+class RMSProp(Optimizer):
+    """The same with RMSProp's step: the gradient over the root of its mean square, which starts at ``start``.
+
+    ::
+
+        s' = decay s + (1 - decay) g^2          step = lr g / sqrt(s' + eps)     ``inside``, Mnih et al. 2016, Eq. S1
+                                                step = lr g / (sqrt(s') + eps)   else: another eps means the same
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        lr: float,
+        eps: float,
+        clip: float = math.inf,
+        decay: float = 0.99,
+        inside: bool = True,
+        start: float = 0.0,
+    ):
+        super().__init__(modules, lr, eps, clip)
+        self.decay, self.inside = decay, inside
+        for square in self.squares:
+            square.fill_(start)
+
+    def descend(self, tensors: list[Tensor]) -> None:
+        torch._foreach_add_(self.steps, 1)
+        torch._foreach_mul_(self.squares, self.decay)
+        torch._foreach_addcmul_(self.squares, tensors, tensors, 1 - self.decay)
+        scale = (
+            torch._foreach_add(self.squares, self.eps) if self.inside else torch._foreach_sqrt(self.squares)
+        )
+        torch._foreach_sqrt_(scale) if self.inside else torch._foreach_add_(scale, self.eps)
+        torch._foreach_addcdiv_(self.parameters, tensors, scale, -self.lr)
 
 
 class Gradient(NamedTuple):

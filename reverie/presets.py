@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from reverie.types import ReverieError
 
 AGENTS = {  # name: (module, class)
+    "a2c": ("reverie.agents.a2c", "A2C"),
+    "i2a": ("reverie.agents.i2a", "I2A"),
     "planet": ("reverie.agents.planet", "PlaNet"),
     "dreamer_v1": ("reverie.agents.dreamer_v1", "DreamerV1"),
     "world_models": ("reverie.agents.world_models", "WorldModels"),
@@ -32,7 +34,112 @@ DEBUG = dict(
     batch_length=8,
 )
 
+# Sokoban of 7x7 cells as planes, on two cores
+CELLS: dict[str, Any] = dict(
+    pixels=False,
+    image_size=0,
+    action_repeat=1,
+    steps=500_000,
+    actors=64,
+    length=10,
+    channels=(16, 16),
+    kernels=(3, 3),
+    strides=(1, 2),
+    same=True,
+    value_scale=0.25,
+    optimizer="adam",
+    lr=1e-3,
+    lr_end=1e-4,
+)
+
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "a2c": {
+        "paper": {},
+        # Two cores, no GPU, small tasks with vectors; a larger rate, because the run is short.
+        "laptop": dict(
+            pixels=False,
+            image_size=0,
+            action_repeat=1,
+            steps=200_000,
+            units=64,
+            lr=2e-3,
+        ),
+        # The model-free baseline of the i2a preset of that name, and one with about as many parameters.
+        "cells": dict(**CELLS, units=256),
+        "cells_wide": dict(**CELLS | dict(channels=(32, 32)), units=475),
+        # The stride-1 residual network of Sokoban's later baselines (Guez et al. 2019); a small picture as it is.
+        "resnet": dict(
+            channels=(32, 32, *[64] * 7),
+            kernels=(4,) * 9,
+            strides=(1,) * 9,
+            same=True,
+            residual=True,
+            pixels=False,
+            image_size=0,
+            action_repeat=1,
+        ),
+        "debug": dict(
+            action_repeat=1, image_size=64, steps=1_200, actors=4, length=6, units=10, vector_units=10
+        ),
+    },
+    "i2a": {
+        "paper": {},
+        # One-pixel-per-cell pictures (App. B, MiniPacman): the same networks on planes of cells.
+        "minipacman": dict(
+            pixels=False,
+            image_size=0,
+            frames="cells",
+            model_tile=1,
+            reward_bins=(),
+            channels=(16, 16),
+            kernels=(3, 3),
+            strides=(1, 2),
+            units_lstm=256,
+            units=256,
+        ),
+        # Two cores, no GPU: Sokoban of 7x7 cells and two boxes, as planes (reverie/SokobanSmall-v0). The encoder has
+        # the second, strided convolution alone.
+        "laptop": dict(
+            **CELLS,
+            units=256,
+            frames="cells",
+            model_tile=1,
+            model_channels=32,
+            model_steps=100_000,
+            random_steps=60_000,
+            model_updates=3_000,
+            horizon=3,
+            encoder_from=1,
+            units_lstm=64,
+            rollout_units=64,
+        ),
+        # Over laptop. Controls of Sec. 4: a model that says nothing, one without rewards, one that is poor; and acting
+        # by what the futures add up to.
+        "copy": dict(model="copy", model_steps=0, random_steps=0, model_updates=0),
+        "no_rewards": dict(rewards=False),
+        "poor": dict(model_channels=6, model_updates=600),
+        "search": dict(search=True),
+        "debug": dict(
+            image_size=64,
+            steps=1_200,
+            actors=4,
+            length=6,
+            model_steps=0,
+            random_steps=0,
+            model_updates=0,
+            model_batch=4,
+            model_channels=3,
+            model_units=4,
+            reward_bins=(),
+            horizon=2,
+            channels=(4, 4),
+            kernels=(8, 4),
+            strides=(4, 2),
+            units_lstm=8,
+            units=10,
+            rollout_units=8,
+        ),
+    },
     "planet": {
         "paper": {},
         # App. A: the action repeat of each task

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from reverie.optim import Optimizer, step
+from reverie.optim import Optimizer, RMSProp, step
 from reverie.types import NotFinite
 
 
@@ -179,3 +179,40 @@ def test_loading_nothing_forgets():
     take(optimizer, weight, 1.0)
     optimizer.load_state_dict({})
     assert untouched(optimizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (dict(eps=1e-5, inside=False), (0.006993, -0.007000)),  # PyTorch's form
+        (dict(eps=0.1, inside=True), (0.000221, -0.003742)),  # TensorFlow's, and the papers'
+    ],
+)
+def test_first_step_of_rmsprop(settings, expected):
+    module = nn.Linear(2, 1, bias=False).double()
+    before = module.weight.detach().clone()
+    optimizer = RMSProp({"module": module}, 7e-4, **settings)
+    step(optimizer.gradient((module.weight * torch.tensor([0.1, -2.0])).sum()))
+    moved = (before - module.weight.detach())[0]
+    assert moved.tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("clip", [math.inf, 0.5])
+def test_steps_are_those_of_pytorchs_rmsprop(clip):
+    ours, theirs = nn.Linear(3, 2).double(), nn.Linear(3, 2).double()
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = RMSProp({"net": ours}, 1e-2, 1e-5, clip, inside=False)
+    peer = torch.optim.RMSprop(theirs.parameters(), 1e-2, 0.99, 1e-5)
+    for k in range(5):
+        x = torch.randn(4, 3, generator=torch.Generator().manual_seed(k), dtype=torch.float64)
+        step(optimizer.gradient(ours(x).square().sum()))
+        peer.zero_grad()
+        theirs(x).square().sum().backward()
+        if clip < math.inf:
+            nn.utils.clip_grad_norm_(theirs.parameters(), clip)
+        peer.step()
+        torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-9, atol=1e-12)
+    state = optimizer.state_dict()
+    other = RMSProp({"net": ours}, 1e-2, 1e-5, start=1.0)
+    other.load_state_dict(state)
+    assert all(torch.equal(a, b) for a, b in zip(other.squares, optimizer.squares, strict=True))

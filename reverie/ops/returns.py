@@ -1,4 +1,4 @@
-"""Returns: what a state in imagination is worth, and how much its loss should count.
+"""Returns: what a state, imagined or lived through, is worth, and how much its loss should count.
 
 Every function is one equation: no parameters, no randomness, and no stop-gradient (those stand in the
 agents' files). Time is dimension 0; all that follows it is batch.
@@ -65,6 +65,68 @@ def td_lambda_returns(
         target = torch.addcmul(one_step[k], decay[k], target)
         targets.append(target)
     return torch.stack(targets[::-1])
+
+
+def n_step_returns(
+    reward: Float[Tensor, "M *batch"],
+    next_value: Float[Tensor, "M *batch"],
+    discount: Float[Tensor, "M *batch"],
+    goes_on: Float[Tensor, "M *batch"],
+) -> Float[Tensor, "M *batch"]:
+    """What each of M transitions in a row earns up to the last of them, or to the end of its episode.
+
+    ::
+
+        G_k = r_k + d_k [G_{k+1} if it goes on, else v'_k],   G_{M+1} := v'_M
+
+    ``goes_on`` is 0 where the transition leads to an episode's last row, and the next one is of another episode. A
+    ``discount`` of 0 there is a true end; any other is a clock's, and the value of the last row counts.
+
+    Mnih et al. 2016, Algorithm S3. Raises ``ReverieError`` for unequal shapes or M < 1.
+    """
+    _check("n_step_returns", 1, reward, next_value, discount, goes_on)
+    target, targets = next_value[-1], []
+    for r, v, d, on in zip(
+        *(x.flip(0).unbind(0) for x in (reward, next_value, discount, goes_on)), strict=True
+    ):
+        target = torch.addcmul(r, d, torch.lerp(v, target, on))
+        targets.append(target)
+    return torch.stack(targets[::-1])
+
+
+def vtrace(
+    ratio: Float[Tensor, "M *batch"],
+    reward: Float[Tensor, "M *batch"],
+    value: Float[Tensor, "M *batch"],
+    next_value: Float[Tensor, "M *batch"],
+    discount: Float[Tensor, "M *batch"],
+    goes_on: Float[Tensor, "M *batch"],
+    lambda_: float = 1.0,
+    most: float = 1.0,
+) -> tuple[Float[Tensor, "M *batch"], Float[Tensor, "M *batch"]]:
+    """Value targets and policy advantages from M transitions that another, older policy chose.
+
+    ``ratio`` is pi / mu, the probability of the action taken now over that when it was taken::
+
+        rho_k = min(most, ratio_k)            c_k = lambda min(1, ratio_k)
+        V_k   = v_k + rho_k (r_k + d_k v'_k - v_k) + d_k c_k (V_{k+1} - v'_k)     the last term only if it goes on
+        A_k   = rho_k (r_k + d_k V_{k+1} - v_k)                                   with v'_k for V_{k+1} if it does not
+
+    With ratios of 1 and lambda 1, V is the n-step return. The other arguments are those of ``n_step_returns``.
+
+    IMPALA (Espeholt et al. 2018), Eq. 1 and Sec. 4.2. Raises ``ReverieError`` for unequal shapes or M < 1.
+    """
+    _check("vtrace", 1, ratio, reward, value, next_value, discount, goes_on)
+    rho, trace = ratio.clamp(max=most), lambda_ * ratio.clamp(max=1.0)
+    delta = rho * (reward + discount * next_value - value)
+    decay = discount * trace * goes_on
+    ahead, gains = torch.zeros_like(delta[-1]), []  # V_k - v_k
+    for d, c in zip(delta.flip(0).unbind(0), decay.flip(0).unbind(0), strict=True):
+        ahead = torch.addcmul(d, c, ahead)
+        gains.append(ahead)
+    gain = torch.stack(gains[::-1])
+    after = torch.cat([gain[1:], torch.zeros_like(gain[:1])]) * goes_on
+    return value + gain, rho * (reward + discount * (next_value + after) - value)
 
 
 def imagination_weights(discount: Float[Tensor, "H *batch"]) -> Float[Tensor, "H-1 *batch"]:

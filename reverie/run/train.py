@@ -16,6 +16,7 @@ from reverie import checkpoint, media, presets
 from reverie.data.replay import Replay
 from reverie.data.storage import read_about
 from reverie.envs import Env, Envs, SerialEnvs, WorkerEnvs, make_env
+from reverie.envs.batch import BatchEnvs, batched
 from reverie.envs.pixels import preset as renderer
 from reverie.logger import Logger, duration, plural
 from reverie.machine import CORES, prepare
@@ -101,18 +102,23 @@ class Parts(contextlib.ExitStack):
 
 def loop_of(agent: str) -> type[Loop]:
     """The loop that an agent learns in."""
-    if getattr(presets.agent_class(agent), "loop", "online") == "staged":
+    kind = getattr(presets.agent_class(agent), "loop", "online")
+    if kind == "staged":
         from reverie.run.staged import Staged
 
         return Staged
+    if kind == "on_policy":
+        from reverie.run.on_policy import OnPolicy
+
+        return OnPolicy
     return Online
 
 
 def check(plan: Plan) -> None:
     """Refuse what the loop could not carry out, before anything is made."""
     renderer(plan.run.renderer)
-    for name in ("action_repeat", "image_size"):
-        at_least(plan.config, name, 1)
+    at_least(plan.config, "action_repeat", 1)
+    at_least(plan.config, "image_size", 0)
     loop_of(plan.agent).check(plan.config, plan.run)
 
 
@@ -139,8 +145,8 @@ def finished(folder: Path) -> str:
 
 def make_loop(plan: Plan, folder: Path, parts: Parts) -> Loop:
     """All parts of a run, from the front door of its environment to its log."""
-    made = make_staged if loop_of(plan.agent) is not Online else make_online
-    return made(plan, folder, parts)
+    makers = {"Online": make_online, "Staged": make_staged, "OnPolicy": make_on_policy}
+    return makers[loop_of(plan.agent).__name__](plan, folder, parts)
 
 
 def make_online(plan: Plan, folder: Path, parts: Parts) -> Online:
@@ -160,6 +166,46 @@ def rows(plan: Plan, n: int) -> tuple[int, int]:
     """How many rows a run can make in each of its ``n`` environments, and how many its replay must hold."""
     # An episode of k decisions has k + 1 rows; one-step episodes have two.
     return 2 * math.ceil(plan.config.steps / plan.config.action_repeat / n) + 2, 2 * plan.config.batch_length
+
+
+def make_on_policy(plan: Plan, folder: Path, parts: Parts) -> Loop:
+    from reverie.run.on_policy import OnPolicy
+
+    c, run = plan.config, plan.run
+    world = Path(c.world) if getattr(c, "world", "") else None
+    if world and not checkpoint.paths(folder / "checkpoints"):
+        read_model(world, plan)  # refused, if it has to be, before anything is made
+    envs = parts.add(make_envs(plan, c.actors))
+    eval_envs = parts.add(make_envs(plan, run.eval_episodes, evaluation=True))
+    agent = make_agent(plan, envs)
+    # What a model learns from; an agent without one, or with another run's, records nothing.
+    recorded = 0 if world else getattr(c, "model_steps", 0)
+    needed = 2 * math.ceil(recorded / c.action_repeat / envs.n) + 2 * c.length + 2 if recorded else 2
+    replay_size(plan, envs, needed, 2)
+    write_plan(folder, plan)
+    logger = parts.add(Logger(folder, run.wandb, plan.as_dict()))
+    replay = parts.add(make_replay(plan, envs, folder, needed, 2))
+    given = (lambda loop: loop.take_model(read_model(world, plan))) if world else None
+    shown = partial(show, plan)
+    return OnPolicy(agent, envs, eval_envs, replay, c, run, folder, logger, shown, plan.env, given)
+
+
+def read_model(folder: Path, plan: Plan) -> dict[str, Any]:
+    """The state of the run whose environment model is to be used."""
+    there = read_plan(folder)
+    if there.agent != plan.agent:
+        raise ReverieError(f"--world {folder} is a run of {there.agent}, and should be one of {plan.agent}")
+    names = [name for name in plan.config.__dataclass_fields__ if name.startswith(("model_", "frames"))]
+    for name in (*names, "pixels", "image_size", "action_repeat"):
+        if getattr(there.config, name) != getattr(plan.config, name):
+            raise ReverieError(
+                f"--world {folder} has {name} {getattr(there.config, name)}, and this run has "
+                f"{getattr(plan.config, name)}: give the settings it was trained with"
+            )
+    state = checkpoint.load(folder / "checkpoints")[1]
+    if state["model_updates"] < there.config.model_updates:
+        raise ReverieError(f"--world {folder} has not learned its model yet; let it go on first")
+    return state
 
 
 def make_staged(plan: Plan, folder: Path, parts: Parts) -> Loop:
@@ -326,7 +372,7 @@ def env_factory(plan: Plan, name: str = "") -> Callable[[], Env]:
         make_env,
         name or plan.env,
         pixels=c.pixels,
-        image_size=c.image_size,
+        image_size=c.image_size or None,
         action_repeat=c.action_repeat,
         time_limit=run.time_limit or None,
         renderer=run.renderer,
@@ -335,9 +381,16 @@ def env_factory(plan: Plan, name: str = "") -> Callable[[], Env]:
 
 def make_envs(plan: Plan, n: int, evaluation: bool = False, name: str = "") -> Envs:
     factory, seed = env_factory(plan, name), plan.run.seed + (EVAL_SEED if evaluation else 0)
+    if not plan.run.workers and in_one_batch(plan, name or plan.env):
+        return BatchEnvs(name or plan.env, n, seed, plan.run.time_limit or None)
     if plan.run.workers and not evaluation:
         return WorkerEnvs(factory, n, seed, plan.run.workers)
     return SerialEnvs(factory, n, seed)
+
+
+def in_one_batch(plan: Plan, name: str) -> bool:
+    """Whether the environment is one of ours that steps many at once, and is used as it is."""
+    return plan.config.action_repeat == 1 and plan.config.image_size == 0 and batched(name) is not None
 
 
 def make_agent(plan: Plan, envs: Any) -> Agent:

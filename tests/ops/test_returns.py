@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reverie.ops.returns as returns
-from reverie.ops.returns import imagination_weights, lambda_returns, td_lambda_returns
+from reverie.ops.returns import (
+    imagination_weights,
+    lambda_returns,
+    n_step_returns,
+    td_lambda_returns,
+    vtrace,
+)
 from reverie.types import ReverieError
 
 REWARD = torch.tensor([1.0, 2.0, 3.0])
@@ -183,3 +189,69 @@ def test_unequal_shapes_are_refused_where_no_types_are_checked():
     spec.loader.exec_module(unchecked)
     with pytest.raises(ReverieError, match="one shape with time first"):
         unchecked.lambda_returns(torch.ones(3, 2), torch.ones(3, 2), torch.ones(3, 1), 0.95)
+    with pytest.raises(ReverieError, match="n_step_returns needs tensors of one shape"):
+        unchecked.n_step_returns(LIVED, WORTH, torch.ones(5), torch.ones(5))
+    with pytest.raises(ReverieError, match="vtrace needs tensors of one shape"):
+        unchecked.vtrace(**STALE | {"value": torch.zeros(4)})
+
+
+LIVED = torch.tensor([-0.1, 0.9, -0.1, -0.1, -1.1])
+WORTH = torch.tensor([0.5, 0.4, 0.3, 0.2, 0.1, 2.0])  # of six rows, the last the bootstrap
+
+
+def test_five_steps_and_a_bootstrap_by_hand():
+    target = n_step_returns(LIVED, WORTH[1:], torch.full((5,), 0.99), torch.ones(5))
+    close(target, [1.441285, 1.556853, 0.663488, 0.771200, 0.880000])
+    close(target - WORTH[:-1], [0.941285, 1.156853, 0.363488, 0.571200, 0.780000])
+
+
+def test_an_end_inside_cuts_the_return():
+    discount, goes_on = torch.full((5,), 0.99), torch.ones(5)
+    goes_on[1], discount[1] = 0, 0  # terminal
+    close(n_step_returns(LIVED, WORTH[1:], discount, goes_on), [0.791, 0.9, 0.663488, 0.7712, 0.88])
+    discount[1] = 0.99  # the clock: the last row's own value counts
+    close(n_step_returns(LIVED, WORTH[1:], discount, goes_on)[:2], [-0.1 + 0.99 * 1.197, 0.9 + 0.99 * 0.3])
+
+
+def test_n_steps_are_the_lambda_return_that_trusts_no_value():
+    goes_on = torch.ones(5)
+    for lambda_, on in ((1.0, goes_on), (0.0, 0 * goes_on)):
+        expected = td_lambda_returns(LIVED, WORTH[1:], torch.full((5,), 0.9), lambda_)
+        close(n_step_returns(LIVED, WORTH[1:], torch.full((5,), 0.9), on), expected)
+
+
+STALE = dict(
+    ratio=torch.tensor([0.5, 2.0, 1.2]),
+    reward=torch.tensor([1.0, 0.0, 2.0]),
+    value=torch.tensor([0.5, 0.2, 0.1]),
+    next_value=torch.tensor([0.2, 0.1, 0.4]),
+    discount=torch.full((3,), 0.9),
+    goes_on=torch.ones(3),
+)
+
+
+def test_vtrace_by_hand():
+    target, advantage = vtrace(**STALE)
+    close(target, [1.7058, 2.124, 2.36])
+    close(advantage, [1.2058, 1.924, 2.26])
+    close(vtrace(**STALE, lambda_=0.95)[0], [1.619033, 2.0223, 2.36])
+
+
+@given(st.integers(1, 8), st.integers(0, 2**31))
+def test_on_policy_vtrace_is_the_n_step_return(steps, seed):
+    rng = torch.Generator().manual_seed(seed)
+    draw = lambda: torch.randn(steps, 3, generator=rng, dtype=torch.float64)
+    reward, value, last = draw(), draw(), draw()[:1]
+    goes_on = (torch.rand(steps, 3, generator=rng) < 0.7).double()
+    discount = 0.9 * (goes_on + (1 - goes_on) * (torch.rand(steps, 3, generator=rng) < 0.5).double())
+    next_value = torch.where(goes_on > 0, torch.cat([value[1:], last]), draw())
+    target, advantage = vtrace(torch.ones_like(reward), reward, value, next_value, discount, goes_on)
+    expected = n_step_returns(reward, next_value, discount, goes_on)
+    close(target, expected, atol=1e-9)
+    close(advantage, expected - value, atol=1e-9)
+
+
+def test_an_unlikely_action_teaches_nothing():
+    target, advantage = vtrace(**STALE | {"ratio": torch.zeros(3)})
+    close(target, STALE["value"])
+    close(advantage, torch.zeros(3))

@@ -1,0 +1,416 @@
+"""The loop of agents that learn from what they have just done, in many environments at once, and then forget it.
+
+::
+
+    data        while the env steps are fewer than ``model_steps``: act and learn as below, and record every row
+    model       ``model_updates`` updates of the agent's model from what was recorded; then it stays as it is
+    agent       ``length`` rows in each of ``actors`` environments, then one agent.update from them
+
+An agent without a model has the last stage alone. The smallest move is a whole rollout with its update::
+
+    row          0    1    ..   T-1   T
+    obs         o0   o1    ..          oT     row T is row 0 of the next rollout
+    action      a0   a1    ..  a_T-1   --     chosen by the policy as it was before the update
+    left        what ``act`` left behind at rows 0..T-1, given back to ``update``
+
+A checkpoint is taken between two moves. The environments come back as ``envs.restore`` does it: every stream by its
+episode's seed and the actions taken in it. Environments that are stepped as one batch hand out their own state
+instead. One that does neither faithfully begins a new episode, with a warning.
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reverie.data.replay import Replay
+from reverie.logger import Logger, Progress, duration, plural
+from reverie.run.driver import FLAGS, like, row_of
+from reverie.run.evaluate import Evaluation, Interrupted, evaluate
+from reverie.run.loop import Loop, RunConfig, at_least
+from reverie.types import Batch, Carry, ReverieError, Step
+
+KINDS = ("act", "model", "evaluate")
+
+
+class OnPolicy(Loop):
+    """One run. Of ``config``, the agent's, the loop reads steps, actors and length, and of an agent with a model
+    model_steps, model_updates and model_batch; ``replay`` holds the rows its model learns from. ``show`` is called
+    with each evaluation, before it counts as done. ``given`` puts a model in the place of the one that would be
+    learned, when the run begins."""
+
+    agent: Any  # an Agent whose ``update`` also takes what ``act`` left behind
+
+    def __init__(
+        self,
+        agent: Any,
+        envs: Any,
+        eval_envs: Any,
+        replay: Replay,
+        config: Any,
+        run: RunConfig,
+        folder: Path,
+        logger: Logger,
+        show: Callable[["OnPolicy", Evaluation], None] = lambda loop, result: None,
+        env: str = "",
+        given: Callable[["OnPolicy"], None] | None = None,
+    ):
+        super().__init__(agent, envs, eval_envs, replay, config, run, folder, logger, Progress(config.steps))
+        self.show, self.env, self.given = show, env, given
+        n = envs.n
+        self.rows: Step | None = None  # the newest, not acted at yet
+        self.carry: Carry = agent.initial(n)
+        self.history = History(n)
+        self.env_steps = self.updates = self.episodes = 0
+        self.model_updates = 0
+        self.score, self.length = np.zeros(n, np.float64), np.zeros(n, np.int64)
+        self.evaluated = self.logged = 0  # env steps when it was last done
+        self.scores: list[float] = []  # returns of the latest episodes
+        self.last_eval: Evaluation | None = None
+        # Clocks. Nothing that is learned depends on them.
+        self.saved_rows = 0
+        self.spent = dict.fromkeys(KINDS, 0.0)
+        self.counted = dict.fromkeys(KINDS, 0)  # env steps, updates of the model, evaluations
+
+    # Where it is
+
+    @property
+    def stage(self) -> str:
+        if self.env_steps < getattr(self.config, "model_steps", 0):
+            return "data"
+        return "model" if self.model_updates < getattr(self.config, "model_updates", 0) else "agent"
+
+    @property
+    def done(self) -> bool:
+        return self.at_end and self.evaluated == self.env_steps
+
+    @property
+    def at_end(self) -> bool:
+        return self.env_steps >= self.config.steps and self.stage == "agent"
+
+    @staticmethod
+    def reached(config: Any, evaluation: Mapping[str, Any]) -> bool:
+        return evaluation.get("env_steps", 0) >= config.steps
+
+    @staticmethod
+    def check(config: Any, run: RunConfig) -> None:
+        for name in ("steps", "actors", "length"):
+            at_least(config, name, 1)
+        if run.envs not in (1, config.actors):
+            raise ReverieError(
+                f"this agent steps --actors {config.actors} environments together; give --actors {run.envs} "
+                f"instead of --envs {run.envs}"
+            )
+        for name in ("model_steps", "model_updates", "model_batch"):
+            if hasattr(config, name):
+                at_least(config, name, int(name == "model_batch"))
+        if getattr(config, "model_updates", 0) and not config.model_steps:
+            raise ReverieError("--model-updates need --model-steps of data to learn from")
+
+    def counts(self) -> dict[str, int]:
+        return {"env_steps": self.env_steps, "updates": self.updates}
+
+    @property
+    def place(self) -> int:
+        return self.env_steps + self.model_updates
+
+    # Moving
+
+    def move(self) -> None:
+        begin = time.perf_counter()
+        if self.stage == "model":
+            kind, n = "model", self.model()
+        elif self.evaluation_due():
+            kind, n = "evaluate", self.evaluate()
+        elif self.env_steps // self.run.log_every > self.logged // self.run.log_every:
+            self.log()
+            return
+        else:
+            kind, n = "act", self.rollout()
+        self.spent[kind] += time.perf_counter() - begin
+        self.counted[kind] += n
+
+    def evaluation_due(self) -> bool:
+        every = self.run.eval_every
+        return (self.at_end and self.evaluated != self.env_steps) or bool(
+            every and self.env_steps // every > self.evaluated // every
+        )
+
+    def rollout(self) -> int:
+        """``length`` rows in every stream and one update from them; the env steps it took."""
+        before, recording = self.env_steps, self.stage == "data"
+        rows, actions, left = [self.newest()], [], []
+        for _ in range(self.config.length):
+            row = rows[-1]
+            action, self.carry = self.agent.act({**row.obs, "is_first": row.is_first}, self.carry, "train")
+            action = np.where(row.is_last[:, None], np.float32(0), action)
+            left.append(self.carry)
+            actions.append(action)
+            if recording:
+                for i in range(self.envs.n):
+                    self.replay.add(row_of(row, i), action[i], i)
+            self.history.add(action, row.is_first)
+            rows.append(self.envs.step(action))
+            self.take_down(rows[-1])
+        self.rows = rows[-1]
+        self.logger.add(self.agent.update(stacked(rows, actions), left))
+        self.updates += 1
+        return self.env_steps - before
+
+    def newest(self) -> Step:
+        if self.rows is None:
+            self.rows = self.envs.step(np.zeros((self.envs.n, self.envs.act_space.size), np.float32))
+            self.take_down(self.rows)
+        return self.rows
+
+    def take_down(self, row: Step) -> None:
+        """Count env steps, and the scores of episodes."""
+        self.env_steps += int(row.env_steps.sum())
+        self.score = np.where(row.is_first, 0.0, self.score) + row.reward
+        self.length = np.where(row.is_first, 0, self.length + 1)
+        for i in np.flatnonzero(row.is_last):
+            self.episodes += 1
+            self.scores = [*self.scores[-99:], float(self.score[i])]
+            self.logger.add({"episode/return": self.score[i], "episode/length": self.length[i]})
+
+    def model(self) -> int:
+        """One update of the agent's model from what was recorded."""
+        if self.model_updates == 0 and self.logger.sums:
+            self.log()
+        self.logger.add(self.agent.update_model(self.replay, self.run.seed, self.model_updates))
+        self.model_updates += 1
+        last = self.model_updates == self.config.model_updates
+        if last or self.model_updates % 100 == 0:
+            self.log()
+        if last:
+            self.progress.say(
+                f"model: {plural(self.model_updates, 'update')} from {plural(sum(self.replay.counts), 'row')}, "
+                f"{duration(self.spent['model'])}"
+            )
+        return 1
+
+    def take_model(self, state: Mapping[str, Any]) -> None:
+        """The model of another run, as its ``state`` has it. The env steps it was learned from count here too."""
+        self.agent.take_model(state["agent"])
+        self.env_steps, self.model_updates = self.config.model_steps, self.config.model_updates
+        self.evaluated = self.logged = self.env_steps
+
+    def evaluate(self) -> int:
+        """Whole episodes; 1 if they were finished. Left in the middle, it was never begun."""
+        if self.logger.sums:
+            self.log()
+        before = self.agent.state_dict()
+        self.progress.now(self.env_steps, self.updates, "evaluating")
+        try:
+            result = evaluate(self.agent, self.eval_envs, self.run.eval_episodes, stop=lambda: self.stopping)
+            self.show(self, result)
+        except Interrupted:
+            self.agent.load_state_dict(before)
+            return 0
+        self.last_eval, self.evaluated = result, self.env_steps
+        apart = {f"eval/return/{task}": part.mean for task, part in result.by_task(self.env).items()}
+        told = {"eval/return": result.mean, "eval/std": result.std, "eval/length": np.mean(result.lengths)}
+        self.log(**told, **apart)
+        self.progress.say(
+            f"{self.env_steps:>11,} env steps {self.updates:>9,} updates {duration(self.elapsed):>8}   "
+            f"evaluation {result.mean:.2f} ± {result.std:.2f} over {plural(len(result.returns), 'episode')}"
+        )
+        return 1
+
+    # Telling
+
+    def tell(self) -> None:
+        if self.stage == "model":
+            done, total = self.model_updates, self.config.model_updates
+            self.progress.stage(lambda: (done / total, [f"model {done:,}/{total:,} updates"]))
+            return
+        score = float(np.mean(self.scores)) if self.scores else None
+        self.progress(self.env_steps, self.updates, score, self.left())
+
+    def asked(self) -> str:
+        return f"{self.config.steps:,} env steps"
+
+    def about(self) -> str:
+        return f"{plural(self.env_steps, 'env step')} and {plural(self.updates, 'update')}"
+
+    def left(self) -> float | None:
+        """Seconds to go, as what is left of each kind of move costs what it did so far; None: not known yet."""
+        every, steps = self.run.eval_every, self.config.steps
+        to_do = {
+            "act": max(steps - self.env_steps, 0),
+            "model": getattr(self.config, "model_updates", 0) - self.model_updates,
+            "evaluate": 1 + (steps // every - self.env_steps // every if every else 0),
+        }
+        seconds = 0.0
+        for kind, n in to_do.items():
+            if self.counted[kind]:
+                seconds += n * self.spent[kind] / self.counted[kind]
+            elif n and kind != "evaluate":
+                return None
+        return seconds
+
+    def log(self, **now: Any) -> None:
+        self.logger.write(
+            self.env_steps,
+            self.place,
+            updates=self.updates,
+            seconds=round(self.elapsed, 3),
+            episodes=self.episodes,
+            **{name: float(value) for name, value in now.items()},
+        )
+        self.logged = self.env_steps
+
+    # Stopping and going on
+
+    def checkpoint_due(self) -> bool:
+        """By the clock; while rows are recorded, also when the replay's slack is half used up."""
+        used = max(self.replay.counts) - self.saved_rows
+        return super().checkpoint_due() or used > (self.replay.slack or math.inf) / 2
+
+    def flush(self) -> None:
+        self.replay.flush()
+        self.saved_rows = max(self.replay.counts)
+
+    def state_dict(self) -> dict[str, Any]:
+        last, rows = self.last_eval, self.rows
+        own = getattr(self.envs, "state_dict", None)
+        return {
+            "agent": self.agent.state_dict(),
+            "carry": self.carry,
+            "replay": self.replay.state_dict(),
+            "logger": self.logger.state_dict(),
+            "rows": None
+            if rows is None
+            else {**rows.obs, **{f"/{name}": getattr(rows, name) for name in FLAGS}},
+            "envs": None if own is None else own(),
+            "episodes_of": list(self.envs.episodes),
+            "history": self.history.state_dict(),
+            "score": self.score,
+            "length": self.length,
+            "last_eval": None
+            if last is None
+            else {"returns": last.returns, "lengths": last.lengths, "seeds": last.seeds},
+            **{name: getattr(self, name) for name in COUNTS},
+            "clock": {"seconds": self.elapsed, "spent": self.spent, "counted": self.counted},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.agent.load_state_dict(state["agent"])
+        self.replay.load_state_dict(state["replay"])
+        self.logger.load_state_dict(state["logger"])
+        self.history.load_state_dict(state["history"])
+        self.score, self.length = np.array(state["score"]), np.array(state["length"])
+        self.last_eval = None if state["last_eval"] is None else Evaluation(**state["last_eval"])
+        for name in COUNTS:
+            setattr(self, name, state[name])
+        clock = state["clock"]
+        self.seconds, self.sat_down = clock["seconds"], time.monotonic()
+        self.spent, self.counted = dict(clock["spent"]), dict(clock["counted"])
+        self.saved_rows = max(self.replay.counts)
+        self.carry = like(self.carry, state["carry"])
+        kept = state["rows"]
+        self.rows = None
+        if kept is not None:
+            obs = {key: kept[key] for key in self.envs.obs_space}
+            self.rows = Step(obs, *(kept[f"/{name}"] for name in FLAGS))
+            self.bring_back(state)
+
+    def bring_back(self, state: Mapping[str, Any]) -> None:
+        """The environments, to where their newest rows say; a stream that does not come begins a new episode."""
+        assert self.rows is not None
+        if state["envs"] is not None:
+            self.envs.load_state_dict(state["envs"])
+            return
+        strayed = []
+        for i, episode in enumerate(state["episodes_of"]):
+            if self.rows.is_last[i]:
+                self.envs.end(i, episode)
+                continue
+            try:
+                taken = self.history.of(i)[: 0 if self.rows.is_first[i] else None]
+                arrived = self.envs.restore(i, episode, taken)
+                same = not arrived.is_last and all(
+                    np.array_equal(arrived.obs[key], self.rows.obs[key][i]) for key in arrived.obs
+                )
+            except ReverieError:  # it ended earlier than it did
+                same = False
+            if not same:
+                strayed.append(i)
+                self.envs.end(i, episode)
+                self.rows.is_last[i] = True  # its action is ignored, the next row is the first of a new one
+        if strayed:
+            warnings.warn(
+                f"{plural(len(strayed), 'environment')} of {self.envs.n} did not come back to where they were (they "
+                f"do not follow from seed and actions alone): the next episode begins there",
+                stacklevel=2,
+            )
+
+    def begin_again(self) -> None:
+        """Without a checkpoint: from the start. What was recorded is made again."""
+        self.replay.rewind([0] * self.replay.streams)
+        self.logger.begin()
+        if self.given is not None:
+            self.given(self)
+
+
+COUNTS = ("env_steps", "updates", "episodes", "model_updates", "evaluated", "logged", "scores")
+
+
+class History:
+    """The actions of every stream's running episode: with its seed, all it takes to bring it back."""
+
+    def __init__(self, n: int):
+        self.actions: list[np.ndarray] = []  # "n A", oldest first
+        self.began = np.zeros(n, np.int64)  # in ``actions``, where each stream's episode began
+
+    def add(self, action: np.ndarray, is_first: np.ndarray) -> None:
+        """What was done at these rows."""
+        self.began[is_first] = len(self.actions)
+        self.actions.append(action)
+        old = int(self.began.min())
+        if old > 1_000 and old > len(self.actions) // 2:
+            del self.actions[:old]
+            self.began -= old
+
+    def of(self, i: int) -> np.ndarray:
+        """The actions of stream i's episode, "k A"."""
+        taken = [action[i] for action in self.actions[self.began[i] :]]
+        return np.stack(taken) if taken else np.zeros((0, 0), np.float32)
+
+    def state_dict(self) -> dict[str, Any]:
+        old = int(self.began.min())
+        kept = self.actions[old:]
+        return {"actions": np.stack(kept) if kept else None, "began": self.began - old}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.actions = [] if state["actions"] is None else [*state["actions"]]
+        self.began = np.array(state["began"])
+
+
+def stacked(rows: list[Step], actions: list[np.ndarray]) -> Batch:
+    """T + 1 rows of n streams as n sequences; the last row has no action yet."""
+    none = np.zeros_like(actions[0])
+    action = np.stack([*actions, none], 1)
+    is_first = np.stack([row.is_first for row in rows], 1)
+    prev_action = np.roll(action, 1, 1)
+    prev_action[:, 0] = 0
+    prev_action[is_first] = 0
+    obs = {key: torch.from_numpy(np.stack([row.obs[key] for row in rows], 1)) for key in rows[0].obs}
+    flags = {
+        name: np.stack([getattr(row, name) for row in rows], 1)
+        for name in ("reward", "is_last", "is_terminal")
+    }
+    return Batch(
+        obs,
+        torch.from_numpy(action),
+        torch.from_numpy(prev_action),
+        torch.from_numpy(flags["reward"]),
+        torch.from_numpy(is_first),
+        torch.from_numpy(flags["is_last"]),
+        torch.from_numpy(flags["is_terminal"]),
+    )
