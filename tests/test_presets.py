@@ -27,9 +27,8 @@ def test_every_preset_builds(agent, preset):
     assert dataclasses.asdict(config) == dataclasses.asdict(config_class(agent)()) | PRESETS[agent][preset]
     small = {"image": Space((10, 10, 7), "uint8")}  # what a network without strides is for
     discrete = preset == "discrete" or agent in DISCRETE
-    built = agent_class(agent)(
-        IMAGE if config.image_size or preset == "laptop" else small, ActionSpace(4, (4,)) if discrete else ActionSpace(3), config
-    )
+    image = IMAGE if config.image_size or preset == "laptop" else small
+    built = agent_class(agent)(image, ActionSpace(4, (4,)) if discrete else ActionSpace(3), config)
     assert isinstance(built, Agent)
     assert built.config is config
 

@@ -104,9 +104,9 @@ class ResNet(nn.Module):
     ):
         super().__init__()
         blocks: list[nn.Module] = []
-        for layer in zip(channels, kernels, strides, strict=True):
-            stage = Convs(shape, *((size,) for size in layer), same)
-            blocks += [stage.convs[0], Residual(*layer[:2])]
+        for wide, kernel, stride in zip(channels, kernels, strides, strict=True):
+            stage = Convs(shape, (wide,), (kernel,), (stride,), same)
+            blocks += [stage.convs[0], Residual(wide, kernel)]
             shape = stage.shape
         self.blocks, self.size = nn.Sequential(*blocks), shape[0] * shape[1] * shape[2]
 
@@ -120,13 +120,12 @@ class Body(nn.Module):
     def __init__(self, space: ObsSpace, config: Config):
         super().__init__()
         c, (images, vectors) = config, split_space(space)
-        net = ResNet if c.residual else Convs
-        self.images = nn.ModuleDict(
-            {key: net(s.shape, c.channels, c.kernels, c.strides, c.same) for key, s in images.items()}
-        )
+        net: Any = ResNet if c.residual else Convs
+        nets = {key: net(s.shape, c.channels, c.kernels, c.strides, c.same) for key, s in images.items()}
+        self.images = nn.ModuleDict(nets)
         self.keys, width = list(vectors), sum(s.shape[0] for s in vectors.values())
         self.vectors = MLP(width, c.vector_units, 2, act=F.relu) if vectors else None
-        flat = sum(net.size for net in self.images.values()) + (c.vector_units if vectors else 0)
+        flat = sum(net.size for net in nets.values()) + (c.vector_units if vectors else 0)
         self.out = Linear(flat, c.units)
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:

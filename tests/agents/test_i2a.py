@@ -91,7 +91,9 @@ def test_bernoulli_frames_by_hand():
     target, probs = torch.tensor([1.0, 0.0, 1.0]), torch.tensor([0.9, 0.2, 0.4])
     assert Bernoulli(torch.logit(probs)).loss(target).sum().item() == pytest.approx(1.244795, abs=1e-6)
     told = lambda frame, action: (torch.logit(probs).view(1, 1, 3, 1), torch.zeros(1, 1))
-    losses = model_loss(told, torch.zeros(1, 1, 3, 1), torch.zeros(1, 5), target.view(1, 1, 3, 1), torch.zeros(1), False)
+    losses = model_loss(
+        told, torch.zeros(1, 1, 3, 1), torch.zeros(1, 5), target.view(1, 1, 3, 1), torch.zeros(1), False
+    )
     assert losses["frame"].item() == pytest.approx(1.244795, abs=1e-6)
 
 
