@@ -34,6 +34,7 @@ EXTRAS = {  # name: (module, what it is for)
     "mujoco": ("mujoco", "Gymnasium's MuJoCo worlds, HalfCheetah-v5, ..."),
     "box2d": ("Box2D", "reverie/CarRacing-v0, LunarLander-v3, ..."),
     "doom": ("vizdoom", "doom/take_cover"),
+    "worlds": ("numba", "Sokoban and MiniPacman at full speed"),
     "atari": ("ale_py", "Atari games, ALE/Pong-v5, ..."),
     "minari": ("minari", "data sets of others"),
     "cluster": ("ray", "populations on many machines, --cluster"),

@@ -4,6 +4,9 @@
 our own with Gymnasium: those of ``small.py``, ``reverie/Catch-v0``, ``reverie/Probe-v0`` and
 ``reverie/Everything-v0``, and the races of ``car_racing.py``, ``reverie/CarRacing-v0``, the same with the stock
 picture, ``reverie/CarRacingExact-v0``, and the one that only the clock ends, ``reverie/CarRacingFull-v0``.
+``reverie/Sokoban-v0`` (10x10 cells, 4 boxes), ``reverie/SokobanSmall-v0`` (7x7, 2) and ``reverie/MiniPacman-v0``
+with its other tasks ``reverie/MiniPacmanAvoid-v0``, ``..Hunt..``, ``..Ambush..`` and ``..Rush..`` are one world
+with ``gymnasium.make`` and a batch of them with ``gymnasium.make_vec``.
 """
 
 from collections.abc import Callable
@@ -24,6 +27,26 @@ for _race, _how in (("", {}), ("Exact", {"exact": True}), ("Full", {"full_episod
     if f"reverie/CarRacing{_race}-v0" not in gymnasium.registry:
         _entry = "reverie.envs.car_racing:CarRacing"
         gymnasium.register(f"reverie/CarRacing{_race}-v0", _entry, max_episode_steps=1000, kwargs=_how)
+
+# Nor these in their files, which compile.
+_GRIDS: list[tuple[str, str, int, dict[str, Any]]] = [
+    ("Sokoban", "sokoban:Sokoban", 120, {}),
+    ("SokobanSmall", "sokoban:Sokoban", 120, {"size": 7, "boxes": 2}),
+    ("MiniPacman", "mini_pacman:MiniPacman", 3000, {}),
+    *(
+        (f"MiniPacman{_task.title()}", "mini_pacman:MiniPacman", 3000, {"task": _task})
+        for _task in ("avoid", "hunt", "ambush", "rush")
+    ),
+]
+for _name, _entry, _steps, _how in _GRIDS:
+    if f"reverie/{_name}-v0" not in gymnasium.registry:
+        gymnasium.register(
+            f"reverie/{_name}-v0",
+            f"reverie.envs.{_entry}",
+            vector_entry_point=f"reverie.envs.{_entry}s",
+            max_episode_steps=_steps,
+            kwargs=_how,
+        )
 
 
 def make_env(

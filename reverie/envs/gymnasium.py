@@ -166,8 +166,11 @@ def make(name: str, *, endless: bool = False, **drawing: Any) -> Gymnasium:
             options: dict[str, Any] = {"disable_env_checker": True}
             if endless:
                 options["max_episode_steps"] = -1
-            if "rgb_array" in _render_modes(gymnasium.spec(plain)):
+            metadata = _metadata(gymnasium.spec(plain))
+            if "rgb_array" in metadata.get("render_modes", []):
                 options["render_mode"] = "rgb_array"
+            if drawing.get("size"):
+                options |= metadata.get("pixels", {})  # how to ask a world of ours for pictures
             env = gymnasium.make(plain, **options)
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
         raise ReverieError(_unknown(name, plain)) from error
@@ -178,11 +181,11 @@ def make(name: str, *, endless: bool = False, **drawing: Any) -> Gymnasium:
     return Gymnasium(env, name, **drawing)
 
 
-def _render_modes(spec: Any) -> list[str]:
+def _metadata(spec: Any) -> dict[str, Any]:
     creator = spec.entry_point
     if isinstance(creator, str):
         creator = gymnasium.envs.registration.load_env_creator(creator)
-    return (getattr(creator, "metadata", None) or {}).get("render_modes", [])
+    return getattr(creator, "metadata", None) or {}
 
 
 def _unknown(name: str, plain: str) -> str:
