@@ -249,10 +249,12 @@ def training(agent: str, env_name: str, names: tuple[str, ...], pixels: bool) ->
     """What will be trained on what, and how long it will take."""
     from reverie.run.folder import Plan
     from reverie.run.loop import RunConfig
-    from reverie.run.online import Online
+    from reverie.run.online import Online, length
     from reverie.run.train import env_factory, loop_of, make_agent, make_replay, rows, spaces
 
-    config = presets.resolve(agent, names, {"pixels": pixels})
+    fields = presets.config_class(agent).__dataclass_fields__
+    config = presets.resolve(agent, names, {"pixels": pixels} if "pixels" in fields else {})
+    pixels = getattr(config, "pixels", False)  # agents that read vectors alone have no such setting
     plan = Plan(agent, env_name, names, config, RunConfig(replay_on_disk=False))
     before = torch.get_num_threads()
     env = env_factory(plan)()
@@ -271,9 +273,9 @@ def training(agent: str, env_name: str, names: tuple[str, ...], pixels: bool) ->
             staged = loop_of(agent).__name__ == "Staged"
             yield from (forecast_stages if staged else forecast_rollouts)(plan, step, learner, env)
             return
-        batch = random_batch(env, config.batch_size, config.batch_length)
+        batch = random_batch(env, config.batch_size, length(config))
         update = seconds_each(lambda: learner.update(batch), 5.0)
-        size = f"{config.batch_size} sequences of {config.batch_length}"
+        size = f"{config.batch_size} sequences of {length(config)}"
         yield Row(GOOD, "update", f"{duration_fine(update)}, {size}")
         yield from forecast(plan, step, decision, update)
         replay = make_replay(plan, One(env), Path(), *rows(plan, 1))

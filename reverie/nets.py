@@ -5,7 +5,7 @@ channels-last views, nothing is transposed. The encoder and decoder are those of
 used by Ha & Schmidhuber 2018), sixty-four pixels to a side.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -486,3 +486,78 @@ class _LSTM(torch.autograd.Function):
             to_h = (to_gates[t] @ kernel) * keep[t]
         to_kernel = to_gates.flatten(0, 1).t() @ before[0].flatten(0, 1)
         return to_gates, to_kernel, to_h, to_c, None
+
+
+class Ensemble(nn.Module):
+    """``members`` networks of one shape side by side, each with weights of its own: ReLU layers of widths
+    ``units``, then a linear one. Weights are "M O I", biases "M O".
+
+    Forward and back are one node of the graph, so that a small network's update costs little more than its
+    products. Weights and biases start uniform in +-1/sqrt(inputs), those of the last layer in +-``last`` if given.
+    """
+
+    def __init__(
+        self, inputs: int, units: Sequence[int], outputs: int, members: int = 1, last: float | None = None
+    ) -> None:
+        super().__init__()
+        widths, empty = [inputs, *units, outputs], torch.empty
+        self.weights = nn.ParameterList(nn.Parameter(empty(members, o, i)) for i, o in pairwise(widths))
+        self.biases = nn.ParameterList(nn.Parameter(empty(members, o)) for o in widths[1:])
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            bound = last if last is not None and bias is self.biases[-1] else weight.shape[-1] ** -0.5
+            nn.init.uniform_(weight, -bound, bound)
+            nn.init.uniform_(bias, -bound, bound)
+
+    def forward(self, x: Tensor) -> Float[Tensor, "M B O"]:
+        """Of one input "B I" that all members share, or of one for each, "M B I"."""
+        return _Layers.apply(x, *self.weights, *self.biases)
+
+    def through(self, x: Tensor, members: int | None = None) -> Float[Tensor, "M B O"]:
+        """The same, or the first ``members`` alone, with a gradient to ``x`` and none to the parameters."""
+        return _Layers.apply(x, *(p.detach()[:members] for p in (*self.weights, *self.biases)))
+
+
+class _Layers(torch.autograd.Function):
+    """The layers of an ``Ensemble``, member by member: a batched product is slower than the same products alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
+        layers = len(parameters) // 2
+        kept, outs = [], []
+        for m in range(len(parameters[0])):
+            h = x if x.ndim == 2 else x[m]
+            for i in range(layers):
+                kept.append(h)
+                h = product(
+                    h, parameters[i][m], parameters[layers + i][m], F.relu if i < layers - 1 else None
+                )
+            outs.append(h)
+        ctx.save_for_backward(*parameters[:layers], *kept)
+        ctx.shared = x.ndim == 2
+        return torch.stack(outs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        to_input, to_parameters = ctx.needs_input_grad[:2]
+        members = len(grad)
+        layers = len(ctx.saved_tensors) // (members + 1)
+        weights, kept = ctx.saved_tensors[:layers], ctx.saved_tensors[layers:]
+        to_weights = [torch.empty_like(w) for w in weights] if to_parameters else []
+        to_biases = [w.new_empty(w.shape[:2]) for w in weights] if to_parameters else []
+        to_x = []
+        for m in range(members):
+            g = grad[m]
+            for i in reversed(range(layers)):
+                h = kept[m * layers + i]
+                if to_parameters:
+                    torch.mm(g.t(), h, out=to_weights[i][m])
+                    torch.sum(g, 0, out=to_biases[i][m])
+                if i or to_input:
+                    g = g @ weights[i][m]
+                if i:
+                    g = torch.ops.aten.threshold_backward(g, h, 0)
+            to_x.append(g)
+        nothing = (None,) * (0 if to_parameters else 2 * layers)
+        back = None if not to_input else sum(to_x) if ctx.shared else torch.stack(to_x)
+        return (back, *to_weights, *to_biases, *nothing)

@@ -17,7 +17,7 @@ from reverie.types import NotFinite
 
 class Optimizer:
     """Adam on the parameters of ``modules``, with the gradient clipped to a global norm ``clip``, and each of its
-    entries to ``clip_value``.
+    entries to ``clip_value``. ``decay`` times the parameters is added to it after that (L2).
 
     ``gradient(loss)`` and ``step(...)`` are apart so that an agent can take all gradients from the same
     parameters before any of them moves.
@@ -31,11 +31,13 @@ class Optimizer:
         clip: float = math.inf,
         betas=(0.9, 0.999),
         clip_value: float = math.inf,
+        decay: float = 0.0,
     ):
         named = [(f"{name}.{key}", p) for name, m in modules.items() for key, p in m.named_parameters()]
         self.names = [name for name, _ in named]
         self.parameters: list[Tensor] = [parameter for _, parameter in named]
         self.lr, self.eps, self.clip, self.betas, self.clip_value = lr, eps, clip, betas, clip_value
+        self.decay = decay
         like = torch.zeros_like
         self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
         self.means = [like(p, requires_grad=False) for p in self.parameters]  # of gradients
@@ -51,8 +53,9 @@ class Optimizer:
     @torch.no_grad()
     def move(self, gradient: "Gradient") -> None:
         """Clip to the global norm and take one step."""
-        scale = torch.clamp(self.clip / (gradient.norm + 1e-6), max=1.0)
-        torch._foreach_mul_(gradient.tensors, scale)
+        if self.clip < math.inf:
+            scale = torch.clamp(self.clip / (gradient.norm + 1e-6), max=1.0)
+            torch._foreach_mul_(gradient.tensors, scale)
         if self.clip_value < math.inf:
             torch._foreach_clamp_min_(gradient.tensors, -self.clip_value)
             torch._foreach_clamp_max_(gradient.tensors, self.clip_value)
@@ -72,7 +75,7 @@ class Optimizer:
             beta1=self.betas[0],
             beta2=self.betas[1],
             lr=self.lr,
-            weight_decay=0.0,
+            weight_decay=self.decay,
             eps=self.eps,
             maximize=False,
         )
@@ -150,3 +153,17 @@ def step(*gradients: Gradient) -> None:
             raise NotFinite(f"the gradient of {optimizer.first_bad(tensors)}")
     for gradient in gradients:
         gradient.optimizer.move(gradient)
+
+
+class Follow:
+    """Slow copies of networks: a call moves every parameter of a key of ``pairs`` by ``rate`` of the way to that of
+    its value (Polyak averaging)."""
+
+    def __init__(self, pairs: Mapping[nn.Module, nn.Module], rate: float):
+        self.slow: list[Tensor] = [p for slow in pairs for p in slow.parameters()]
+        self.fast: list[Tensor] = [p for fast in pairs.values() for p in fast.parameters()]
+        self.rate = rate
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        torch._foreach_lerp_(self.slow, self.fast, self.rate)

@@ -15,6 +15,9 @@ from reverie.types import ReverieError
 AGENTS = {  # name: (module, class)
     "a2c": ("reverie.agents.a2c", "A2C"),
     "i2a": ("reverie.agents.i2a", "I2A"),
+    "ddpg": ("reverie.agents.ddpg", "DDPG"),
+    "td3": ("reverie.agents.td3", "TD3"),
+    "sac": ("reverie.agents.sac", "SAC"),
     "planet": ("reverie.agents.planet", "PlaNet"),
     "dreamer_v1": ("reverie.agents.dreamer_v1", "DreamerV1"),
     "world_models": ("reverie.agents.world_models", "WorldModels"),
@@ -50,6 +53,16 @@ CELLS: dict[str, Any] = dict(
     optimizer="adam",
     lr=1e-3,
     lr_end=1e-4,
+)
+
+VECTORS_DEBUG = dict(
+    units=(8, 8),
+    tau=0.1,
+    steps=400,
+    prefill=100,
+    train_every=20,
+    train_updates=2,
+    batch_size=5,
 )
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
@@ -139,6 +152,32 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             units=10,
             rollout_units=8,
         ),
+    },
+    "ddpg": {
+        "paper": {},
+        # Minutes on one core, for tasks of Pendulum's size: narrow nets, faster targets and actor, no decay.
+        "laptop": dict(
+            steps=10_000,
+            units=(64, 64),
+            batch_size=128,
+            tau=0.005,
+            actor_lr=1e-3,
+            critic_decay=0.0,
+        ),
+        "debug": VECTORS_DEBUG,
+    },
+    "td3": {
+        "paper": {},
+        "released": dict(units=(256, 256), batch_size=256, actor_lr=3e-4, critic_lr=3e-4, prefill=25_000),
+        "laptop": dict(steps=10_000, prefill=1_000, units=(64, 64), batch_size=128),
+        "debug": VECTORS_DEBUG,
+    },
+    "sac": {
+        "paper": {},
+        "laptop": dict(
+            steps=10_000, units=(64, 64), batch_size=128, actor_lr=1e-3, critic_lr=1e-3, alpha_lr=1e-3
+        ),
+        "debug": VECTORS_DEBUG,
     },
     "planet": {
         "paper": {},

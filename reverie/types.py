@@ -144,6 +144,14 @@ class Agent(Protocol):
 
 
 @runtime_checkable
+class Draws(Protocol):
+    """An agent that says itself what it learns from, where that is not sequences of rows."""
+
+    def sample(self, replay: Any, rng: np.random.Generator) -> Batch:
+        """A batch for ``update``, drawn from a ``data.replay.Replay``."""
+
+
+@runtime_checkable
 class World(Protocol):
     """What any learned model shows to a dream; everything is batched over n streams."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from reverie.optim import Optimizer, RMSProp, step
+from reverie.optim import Follow, Optimizer, RMSProp, step
 from reverie.types import NotFinite
 
 
@@ -216,3 +216,29 @@ def test_steps_are_those_of_pytorchs_rmsprop(clip):
     other = RMSProp({"net": ours}, 1e-2, 1e-5, start=1.0)
     other.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(other.squares, optimizer.squares, strict=True))
+
+
+def test_decay_is_torchs_l2():
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = Optimizer({"net": ours}, lr=1e-2, eps=1e-8, decay=0.1)
+    peer = torch.optim.Adam(theirs.parameters(), lr=1e-2, weight_decay=0.1)
+    for _ in range(3):
+        x = torch.randn(4, 3)
+        step(optimizer.gradient(ours(x).square().sum()))
+        peer.zero_grad()
+        theirs(x).square().sum().backward()
+        peer.step()
+    for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_slow_copy_follows():
+    """slow <- slow + rate (fast - slow), and the fast one stays."""
+    a, b, slow_a, slow_b = (nn.Linear(2, 2) for _ in range(4))
+    was, fast = slow_a.weight.clone(), a.weight.clone()
+    Follow({slow_a: a, slow_b: b}, 0.25)()
+    torch.testing.assert_close(slow_a.weight, 0.75 * was + 0.25 * fast)
+    assert torch.equal(a.weight, fast)
+    Follow({slow_b: b}, 1.0)()
+    assert torch.equal(slow_b.bias, b.bias)

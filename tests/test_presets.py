@@ -10,7 +10,13 @@ from reverie.types import ActionSpace, Agent, Batch, ReverieError, Space
 
 IMAGE = {"image": Space((64, 64, 3), "uint8")}
 DISCRETE = {"i2a"}  # takes one choice among several
+VECTOR = {"vector": Space((3,))}
 EVERY = [(agent, preset) for agent in AGENTS for preset in PRESETS[agent]]
+
+
+def seen(config):
+    """Pictures, for an agent that has a setting for them."""
+    return IMAGE if hasattr(config, "image_size") else VECTOR
 
 
 def test_every_agent_has_the_three_presets():
@@ -27,7 +33,7 @@ def test_every_preset_builds(agent, preset):
     assert dataclasses.asdict(config) == dataclasses.asdict(config_class(agent)()) | PRESETS[agent][preset]
     small = {"image": Space((10, 10, 7), "uint8")}  # what a network without strides is for
     discrete = preset == "discrete" or agent in DISCRETE
-    image = IMAGE if config.image_size or preset == "laptop" else small
+    image = small if getattr(config, "image_size", 64) == 0 and preset != "laptop" else seen(config)
     built = agent_class(agent)(image, ActionSpace(4, (4,)) if discrete else ActionSpace(3), config)
     assert isinstance(built, Agent)
     assert built.config is config
@@ -36,12 +42,16 @@ def test_every_preset_builds(agent, preset):
 @pytest.mark.parametrize("agent", AGENTS)
 def test_debug_takes_an_update(agent):
     config = resolve(agent, ["debug"])
-    built = agent_class(agent)(IMAGE, ActionSpace(2, (2,) if agent in DISCRETE else ()), config)
+    built = agent_class(agent)(seen(config), ActionSpace(2, (2,) if agent in DISCRETE else ()), config)
     b, t = getattr(config, "batch_size", 4), getattr(config, "batch_length", 6)
     no = torch.zeros(b, t, dtype=torch.bool)
-    image = torch.randint(0, 256, (b, t, 64, 64, 3), dtype=torch.uint8)
+    obs = {
+        "image": torch.randint(0, 256, (b, t, 64, 64, 3), dtype=torch.uint8),
+        "vector": torch.rand(b, t, 3),
+    }
     actions = torch.rand(b, t, 2)
-    metrics = built.update(Batch({"image": image}, actions, actions, torch.rand(b, t), no, no, no))
+    rows = {key: obs[key] for key in seen(config)}
+    metrics = built.update(Batch(rows, actions, actions, torch.rand(b, t), no, no, no))
     assert all(torch.isfinite(torch.as_tensor(value)) for value in metrics.values())
 
 

@@ -244,6 +244,33 @@ class Replay:
             if (before >= floors[streams]).all():
                 return batch
 
+    def transitions(self, batch_size: int, rng: np.random.Generator, future: bool = False) -> Batch:
+        """``batch_size`` transitions, two rows each that no episode's start divides, all equally likely.
+
+        With ``future`` they have a third row: one that came later in the same episode, any from the second on, all
+        equally likely (of a running episode, as far as it has come).
+
+        An episode the clock ended gives as many as one that ended itself: its last row is stored, and the
+        flags of the second row tell which it was. ``prev_action`` and threads as in ``sample``. Raises
+        ``ReverieError`` while no transition is stored.
+        """
+        if batch_size < 1:
+            raise ReverieError(f"replay: a batch needs at least one transition, got {batch_size}")
+        while True:
+            contexts = np.array([self.storage.floor(s) for s in range(self.streams)])
+            counts = np.array(self._counts)
+            contexts = np.maximum(contexts, counts - self.size - 1)
+            lows = np.maximum(contexts, counts - self.size)
+            streams, starts = self._draw_pairs(lows, counts, batch_size, rng)
+            before = np.maximum(starts - 1, contexts[streams])
+            rows = starts[:, None] + np.arange(2)
+            if future:
+                rows = np.column_stack([rows, rng.integers(starts + 1, self._ends(streams, starts, counts))])
+            batch = self._gather_rows(streams, rows, before)
+            floors = np.array([self.storage.floor(s) for s in range(self.streams)])
+            if (before >= floors[streams]).all():
+                return batch
+
     def take(self, streams: Sequence[int], firsts: Sequence[int], length: int = 1) -> Batch:
         """The sequences of ``length`` rows that begin at row ``firsts[i]`` of stream ``streams[i]``."""
         for stream, first in zip(streams, firsts, strict=True):
@@ -274,6 +301,60 @@ class Replay:
         streams = np.searchsorted(ends, picks, side="right")
         return streams, (lows + places - ends)[streams] + picks
 
+    def _draw_pairs(
+        self, lows: np.ndarray, counts: np.ndarray, n: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Streams and first rows of transitions: those drawn across an episode's start are drawn again."""
+        streams, starts = self._draw(lows, counts, n, 2, rng)
+        redraw = np.flatnonzero(self._is_first(streams, starts + 1))
+        while len(redraw):
+            again, rows = self._draw(lows, counts, len(redraw), 2, rng)
+            streams[redraw], starts[redraw] = again, rows
+            first = self._is_first(again, rows + 1)
+            if first.all() and not self._any_pair(lows, counts):
+                raise ReverieError(
+                    "replay: a transition needs two rows of one episode, and none is stored; collect more first"
+                )
+            redraw = redraw[first]
+        return streams, starts
+
+    def _ends(self, streams: np.ndarray, rows: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """One more than the last row of the episodes in which ``rows`` are, as far as there are ``counts``."""
+        ends = counts[streams]
+        for s in range(self.streams):
+            mine = np.flatnonzero(streams == s)
+            finished = self._finished_ends(s)
+            place = np.searchsorted(finished, rows[mine], side="right")
+            known = place < len(finished)
+            ends[mine[known]] = np.minimum(finished[place[known]], ends[mine[known]])
+        return ends
+
+    def _finished_ends(self, stream: int) -> np.ndarray:
+        """One more than the last row of each finished episode, in order."""
+        finished = self._finished[stream]
+        key = (len(finished), finished[-1][1] if finished else 0)
+        if self._ends_cache.get(stream, (None, None))[0] != key:
+            self._ends_cache[stream] = (key, np.array([end for _, end in list(finished)], np.int64))
+        return self._ends_cache[stream][1]
+
+    def _is_first(self, streams: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        return self._field("is_first", streams, rows)
+
+    def _any_pair(self, lows: np.ndarray, counts: np.ndarray) -> bool:
+        rows = [np.arange(low + 1, count) for low, count in zip(lows, counts, strict=True)]
+        return any(not self._is_first(np.full(len(r), s), r).all() for s, r in enumerate(rows))
+
+    def _field(self, name: str, streams: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """One small field of the rows numbered ``rows`` of ``streams``."""
+        slots = rows % self.slots
+        if self.streams == 1:
+            return self.storage.steps[0][name][slots]
+        out = np.empty((len(rows), *self.storage.dtype[name].shape), self.storage.dtype[name].base)
+        for s in range(self.streams):
+            mine = streams == s
+            out[mine] = self.storage.steps[s][name][slots[mine]]
+        return out
+
     def _draw_within(
         self, lows: np.ndarray, counts: np.ndarray, batch_size: int, length: int, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -288,6 +369,37 @@ class Replay:
             )
         streams, firsts, ends = fitting[rng.integers(len(fitting), size=batch_size)].T
         return streams, firsts + rng.integers(ends - firsts - length + 1)
+
+    def _gather_rows(self, streams: np.ndarray, rows: np.ndarray, before: np.ndarray) -> Batch:
+        """The rows numbered ``rows`` "B T" as tensors, wherever they lie: for many short sequences. ``before`` is
+        the row before the first of each, or that one itself where it is no longer stored."""
+        slots = rows % self.slots
+        obs = {
+            key: torch.from_numpy(self._pick([columns[key] for columns in self.storage.obs], streams, slots))
+            for key in self.obs_space
+        }
+        steps = self._pick(self._raw_steps, streams, slots).view(self.storage.dtype)[..., 0]
+        fields = {name: np.ascontiguousarray(steps[name]) for name in FIELDS}
+        prev = np.empty_like(fields["action"])
+        prev[:, 1:] = fields["action"][:, :-1]
+        known = (before < rows[:, 0])[:, None]
+        prev[:, 0] = np.where(known, self._field("action", streams, before), 0)
+        prev[fields["is_first"]] = 0
+        t = {name: torch.from_numpy(value) for name, value in fields.items()}
+        prev_action = torch.from_numpy(prev)
+        return Batch(
+            obs, t["action"], prev_action, t["reward"], t["is_first"], t["is_last"], t["is_terminal"]
+        )
+
+    def _pick(self, columns: list[np.ndarray], streams: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """Rows ``slots`` "B T" of the columns of ``streams`` "B"."""
+        if self.streams == 1:
+            return columns[0][slots]
+        out = np.empty((*slots.shape, *columns[0].shape[1:]), columns[0].dtype)
+        for s, column in enumerate(columns):
+            mine = streams == s
+            out[mine] = column[slots[mine]]
+        return out
 
     def _gather(self, streams: list[int], starts: list[int], before: list[int], length: int) -> Batch:
         """The rows as tensors; one contiguous copy per sequence and key."""
@@ -369,6 +481,7 @@ class Replay:
     def _index_episodes(self) -> None:
         """Find the finished episodes, and where the running one began, from the flags."""
         self._finished: list[deque[tuple[int, int]]] = []
+        self._ends_cache: dict[int, tuple[Any, np.ndarray]] = {}
         self._starts: list[int] = []  # first row of the running episode; -1 between episodes
         for s, count in enumerate(self._counts):
             low = self._context(s, count)

@@ -12,7 +12,8 @@ Wrappers then only ever meet our own form. Three rules hold for every ``Env``:
 import contextlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,11 +24,20 @@ NO.flags.writeable = YES.flags.writeable = False
 _BIT = (NO, YES)
 
 
+@dataclass(frozen=True)
+class Goals:
+    """How a goal environment judges: of n achieved and n desired goals "n G" each, every pair by itself."""
+
+    reward: Callable[[np.ndarray, np.ndarray], np.ndarray]  # "n" float32, for arriving there
+    terminated: Callable[[np.ndarray, np.ndarray], np.ndarray]  # "n" bool, whether the world ends there
+
+
 class Env(ABC):
     """One environment, one episode at a time."""
 
     obs_space: dict[str, Space]
     act_space: ActionSpace
+    goals: Goals | None = None  # if it has goals and can judge any
 
     @abstractmethod
     def reset(self, seed: int) -> Step:

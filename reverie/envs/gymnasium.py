@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from reverie.envs.base import Env, after, check_action, first, hushed
+from reverie.envs.base import Env, Goals, after, check_action, first, hushed
 from reverie.envs.pixels import MuJoCoCamera, choose_gl, choose_sdl, preset
 from reverie.types import ActionSpace, ReverieError, Space, Step
 
@@ -58,6 +58,7 @@ class Gymnasium(Env):
         self._entries = _entries(env.observation_space, self.name)
         self.obs_space = {key: space for key, space, _, _ in self._entries}
         self.act_space, self._theirs = _action(env.action_space, self.name)
+        self.goals = _goals(env)
         self._drawing = (size or 240, renderer, camera)
         self._camera: MuJoCoCamera | None = None
         scalable = isinstance(getattr(env.unwrapped, "screen_dim", None), int)
@@ -230,6 +231,28 @@ def _viewpoint(world: Any, camera: int | str | None) -> Any:
         else:
             setattr(free, key, value)
     return free
+
+
+# Goals ----------------------------------------------------------------------------------------------------
+
+
+def _goals(env: Any) -> Goals | None:
+    """How an environment of Gymnasium's goal interface judges; None where it has no ``compute_reward``."""
+    if not env.has_wrapper_attr("compute_reward"):
+        return None
+    reward = env.get_wrapper_attr("compute_reward")
+    ends = env.get_wrapper_attr("compute_terminated") if env.has_wrapper_attr("compute_terminated") else None
+
+    def judge(function: Any, achieved: np.ndarray, desired: np.ndarray, dtype: Any) -> np.ndarray:
+        answer = np.asarray(function(achieved, desired, {}))
+        if answer.shape != (len(achieved),):  # it answers for one pair at a time
+            answer = np.array([function(a, d, {}) for a, d in zip(achieved, desired, strict=True)])
+        return answer.astype(dtype).reshape(len(achieved))
+
+    def terminated(achieved: np.ndarray, desired: np.ndarray) -> np.ndarray:
+        return np.zeros(len(achieved), bool) if ends is None else judge(ends, achieved, desired, np.bool_)
+
+    return Goals(lambda achieved, desired: judge(reward, achieved, desired, np.float32), terminated)
 
 
 # Spaces of observations -----------------------------------------------------------------------------------

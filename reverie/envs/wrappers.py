@@ -18,7 +18,7 @@ class Wrapper(Env):
 
     def __init__(self, env: Env) -> None:
         self.env = env
-        self.obs_space, self.act_space = env.obs_space, env.act_space
+        self.obs_space, self.act_space, self.goals = env.obs_space, env.act_space, env.goals
 
     def reset(self, seed: int) -> Step:
         return self.env.reset(seed)
@@ -63,7 +63,7 @@ class ActionRepeat(Wrapper):
         if repeat < 1:
             raise ReverieError(f"an action repeat must be at least 1, got {repeat}.")
         super().__init__(env)
-        self.repeat = repeat
+        self.repeat, self.goals = repeat, None  # they judge one env step, not the sum of several
 
     def step(self, action: np.ndarray) -> Step:
         row = self.env.step(action)

@@ -8,7 +8,8 @@
         a line is due          the averages since the last one
         else                   one row in every environment
 
-Updates fall due in bursts, ``train_updates`` for every ``train_every`` env steps from ``prefill`` on.
+Updates fall due in bursts, ``train_updates`` for every ``train_every`` env steps from ``prefill`` on. What they
+learn from are sequences of ``batch_length`` rows, or what the agent draws itself (``types.Draws``).
 """
 
 import math
@@ -23,12 +24,13 @@ from reverie.logger import Logger, Progress, duration, plural
 from reverie.run.driver import Driver
 from reverie.run.evaluate import Evaluation, Interrupted, evaluate
 from reverie.run.loop import Loop, RunConfig, at_least
-from reverie.types import Agent, ReverieError
+from reverie.types import Agent, Draws, ReverieError
 
 
 class Online(Loop):
-    """One run. Of ``config``, the agent's, the loop reads steps, prefill, pretrain, train_every, train_updates,
-    batch_size and batch_length. ``show`` is called with each evaluation, before it counts as done."""
+    """One run. Of ``config``, the agent's, the loop reads steps, prefill, pretrain (none if it has no such field),
+    train_every, train_updates, batch_size and batch_length (2 if it has none: transitions). ``show`` is called
+    with each evaluation, before it counts as done."""
 
     def __init__(
         self,
@@ -45,9 +47,11 @@ class Online(Loop):
     ):
         bar = Progress(config.steps)
         super().__init__(agent, envs, eval_envs, replay, config, run, folder, logger, bar)
+        self.draws: Draws | None = agent if isinstance(agent, Draws) else None
         self.show, self.env = show, env  # its name: what is joined by + is told apart in evaluations
         self.driver = Driver(agent, envs, replay, config.prefill, run.seed)
         self.rng = np.random.default_rng([run.seed, 2])  # which sequences are sampled
+        self.pretrain = getattr(config, "pretrain", 0)
         self.updates = self.pending = 0  # done; due
         self.episodes = 0  # finished
         self.next_train = config.prefill
@@ -80,12 +84,17 @@ class Online(Loop):
         c, ones = config, ("steps", "train_every", "batch_size")
         for name in (*ones, "prefill", "train_updates"):
             at_least(c, name, int(name in ones))
-        at_least(c, "batch_length", 2)
+        if hasattr(c, "batch_length"):
+            at_least(c, "batch_length", 2)
         rows = c.prefill // (c.action_repeat * run.envs)
-        if c.train_updates and rows < c.batch_length <= c.steps:
+        if c.train_updates and rows < length(c) <= c.steps:
             raise ReverieError(
                 f"--prefill {c.prefill} makes about {rows} rows in each environment before the first update, and "
-                f"--batch-length {c.batch_length} needs as many: raise one or lower the other"
+                + (
+                    f"--batch-length {c.batch_length} needs as many: raise one or lower the other"
+                    if hasattr(c, "batch_length")
+                    else "a transition needs two: raise it"
+                )
             )
 
     def counts(self) -> dict[str, int]:
@@ -127,13 +136,16 @@ class Online(Loop):
             self.logger.add({"episode/return": episode.score, "episode/length": episode.length})
         while self.env_steps >= self.next_train:
             if self.next_train == self.config.prefill:
-                self.pending += self.config.pretrain
+                self.pending += self.pretrain
             self.next_train += self.config.train_every
             self.pending += self.config.train_updates
         return self.env_steps - before
 
     def update(self) -> int:
-        batch = self.replay.sample(self.config.batch_size, self.config.batch_length, self.rng)
+        if self.draws is not None:
+            batch = self.draws.sample(self.replay, self.rng)
+        else:
+            batch = self.replay.sample(self.config.batch_size, self.config.batch_length, self.rng)
         self.logger.add(self.agent.update(batch))
         self.updates += 1
         self.pending -= 1
@@ -178,7 +190,7 @@ class Online(Loop):
         """Seconds to go, as what is left of each kind of move costs what it did so far; None: not known yet."""
         steps_left, seconds = max(self.config.steps - self.env_steps, 0), 0.0
         bursts = max((self.config.steps - self.next_train) // self.config.train_every + 1, 0)
-        pretrain = self.config.pretrain if self.env_steps < self.config.prefill else 0
+        pretrain = self.pretrain if self.env_steps < self.config.prefill else 0
         every = self.run.eval_every
         to_do = {
             "act": steps_left,
@@ -250,3 +262,8 @@ class Online(Loop):
 
 
 COUNTS = ("updates", "pending", "episodes", "next_train", "evaluated", "logged", "scores")
+
+
+def length(config: Any) -> int:
+    """Rows of the sequences an agent learns from: two, a transition, where its Config does not say."""
+    return getattr(config, "batch_length", 2)

@@ -16,6 +16,7 @@ from reverie import checkpoint, media, presets
 from reverie.data.replay import Replay
 from reverie.data.storage import read_about
 from reverie.envs import Env, Envs, SerialEnvs, WorkerEnvs, make_env
+from reverie.envs.base import Goals
 from reverie.envs.batch import BatchEnvs, batched
 from reverie.envs.pixels import preset as renderer
 from reverie.logger import Logger, duration, plural
@@ -23,7 +24,7 @@ from reverie.machine import CORES, prepare
 from reverie.run.evaluate import Evaluation, evaluate
 from reverie.run.folder import Plan, check_folder, read_json, read_plan, size_in_bytes, write_json, write_plan
 from reverie.run.loop import Loop, RunConfig, at_least
-from reverie.run.online import Online
+from reverie.run.online import Online, length
 from reverie.types import ActionSpace, Agent, ObsSpace, ReverieError
 
 EVAL_SEED = 1_000_003  # evaluation episodes never start where training ones do
@@ -118,7 +119,8 @@ def check(plan: Plan) -> None:
     """Refuse what the loop could not carry out, before anything is made."""
     renderer(plan.run.renderer)
     at_least(plan.config, "action_repeat", 1)
-    at_least(plan.config, "image_size", 0)
+    if hasattr(plan.config, "image_size"):  # agents that read vectors alone have none
+        at_least(plan.config, "image_size", 0)
     loop_of(plan.agent).check(plan.config, plan.run)
 
 
@@ -165,7 +167,7 @@ def make_online(plan: Plan, folder: Path, parts: Parts) -> Online:
 def rows(plan: Plan, n: int) -> tuple[int, int]:
     """How many rows a run can make in each of its ``n`` environments, and how many its replay must hold."""
     # An episode of k decisions has k + 1 rows; one-step episodes have two.
-    return 2 * math.ceil(plan.config.steps / plan.config.action_repeat / n) + 2, 2 * plan.config.batch_length
+    return 2 * math.ceil(plan.config.steps / plan.config.action_repeat / n) + 2, 2 * length(plan.config)
 
 
 def make_on_policy(plan: Plan, folder: Path, parts: Parts) -> Loop:
@@ -371,8 +373,8 @@ def env_factory(plan: Plan, name: str = "") -> Callable[[], Env]:
     return partial(
         make_env,
         name or plan.env,
-        pixels=c.pixels,
-        image_size=c.image_size or None,
+        pixels=getattr(c, "pixels", False),
+        image_size=getattr(c, "image_size", 0) or None,
         action_repeat=c.action_repeat,
         time_limit=run.time_limit or None,
         renderer=run.renderer,
@@ -390,12 +392,36 @@ def make_envs(plan: Plan, n: int, evaluation: bool = False, name: str = "") -> E
 
 def in_one_batch(plan: Plan, name: str) -> bool:
     """Whether the environment is one of ours that steps many at once, and is used as it is."""
-    return plan.config.action_repeat == 1 and plan.config.image_size == 0 and batched(name) is not None
+    return (
+        plan.config.action_repeat == 1
+        and getattr(plan.config, "image_size", 0) == 0
+        and batched(name) is not None
+    )
 
 
 def make_agent(plan: Plan, envs: Any) -> Agent:
     cls = presets.agent_class(plan.agent)
-    return cls(envs.obs_space, envs.act_space, plan.config, plan.run.seed, device(plan.run.device))
+    agent = cls(envs.obs_space, envs.act_space, plan.config, plan.run.seed, device(plan.run.device))
+    if hasattr(cls, "goals"):  # it asks the environment what other goals would have been worth
+        agent.goals = goals(plan)
+    return agent
+
+
+def goals(plan: Plan) -> Goals:
+    """How the plan's environment judges goals; raises ``ReverieError`` where it can not."""
+    env = env_factory(plan)()
+    if env.goals is None:
+        env.close()
+        why = (
+            "only single env steps can be judged: say --action-repeat 1"
+            if plan.config.action_repeat > 1
+            else "make it a goal environment, e.g. with reverie.envs.goals.GoalEnv"
+        )
+        raise ReverieError(
+            f"{plan.agent} needs to know what other goals would have been worth, and {plan.env} has no "
+            f"compute_reward to tell; {why}"
+        )
+    return env.goals
 
 
 def make_replay(plan: Plan, envs: Any, folder: Path, needed: int, least: int) -> Replay:
