@@ -4,7 +4,8 @@
 
 64 individuals times 16 rollouts with the networks of Take Cover, none of which dies before the last step: the
 longest a generation can be. "floor" is the multiply-adds of M and C over the rate at which this machine multiplies
-matrices, measured in the same run with the same threads. "car" is the same with CarRacing's smaller M.
+matrices, measured in the same run with the same threads. "car" is the same with CarRacing's smaller M; "bfloat16"
+is with M's products rounded (``--dream-dtype bfloat16``), against the same float32 floor.
 """
 
 import argparse
@@ -23,7 +24,11 @@ from reverie.run.staged import Individuals
 from reverie.types import ActionSpace, Space
 
 OBS = {"image": Space((64, 64, 3), "uint8")}
-WAYS = {"dream doom": (["take_cover"], 1), "dream car": ([], 3)}
+WAYS: dict[str, tuple[list[str], int, dict[str, str]]] = {
+    "dream doom": (["take_cover"], 1, {}),
+    "dream doom bfloat16": (["take_cover"], 1, {"dream_dtype": "bfloat16"}),
+    "dream car": ([], 3, {}),
+}
 
 
 def multiply_adds(agent: WorldModels) -> int:
@@ -60,14 +65,14 @@ def main() -> None:
     args = parser.parse_args()
     prepare(args.threads)
     table = []
-    for what, (names, actions) in WAYS.items():
-        agent = WorldModels(OBS, ActionSpace(actions), presets.resolve("world_models", names))
+    for what, (names, actions, more) in WAYS.items():
+        agent = WorldModels(OBS, ActionSpace(actions), presets.resolve("world_models", names, more))
         generation(agent, 5)
         rate = matrix_rate()
         took = generation(agent, args.steps)
         rate = max(rate, matrix_rate())
         floor = 2 * multiply_adds(agent) * 1_024 * args.steps / rate
-        print(f"{what:12} {took:7.1f} s   floor {floor:6.1f} s   {1_024 * args.steps / took:9,.0f} steps/s")
+        print(f"{what:20} {took:7.1f} s   floor {floor:6.1f} s   {1_024 * args.steps / took:9,.0f} steps/s")
         table.append(
             {
                 "what": what,

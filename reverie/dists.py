@@ -102,11 +102,12 @@ class Mixture:
     def __init__(
         self, logits: Float[Tensor, "... K"], mean: Float[Tensor, "... K"], log_std: Float[Tensor, "... K"]
     ):
-        self.log_weights, self.mean, self.log_std = logits.log_softmax(-1), mean, log_std
+        self.logits, self.mean, self.log_std = logits, mean, log_std
 
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         z = (value[..., None] - self.mean) * torch.exp(-self.log_std)
-        return torch.logsumexp(self.log_weights - 0.5 * z * z - self.log_std, -1) - LOG_SQRT_2PI
+        log_weights = self.logits.log_softmax(-1)
+        return torch.logsumexp(log_weights - 0.5 * z * z - self.log_std, -1) - LOG_SQRT_2PI
 
     def loss(self, target: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         return -self.log_prob(target)
@@ -114,12 +115,20 @@ class Mixture:
     def sample(self, generator: Generator | None = None, temperature: float = 1.0) -> Float[Tensor, "..."]:
         """Weights raised to 1/temperature, standard deviations times its root; no gradient to the weights.
 
-        The component is the shortest of exponential waiting times with rates ``weights``."""
-        log_weights = self.log_weights.detach() / temperature
-        wait = torch.empty_like(log_weights, memory_format=torch.contiguous_format)
-        rates = log_weights - wait.exponential_(generator=generator).log_()
-        pick = rates.argmax(-1, keepdim=True)
-        mean, log_std = self.mean.gather(-1, pick)[..., 0], self.log_std.gather(-1, pick)[..., 0]
+        The component is the one in whose share of [0, total weight) a uniform number falls. Component by component:
+        every step is over whole arrays, as fast where the entries lie side by side as a copy."""
+        logits = self.logits.detach()
+        weights = (logits - logits.amax(-1, keepdim=True)).div_(temperature).exp_().unbind(-1)
+        shares = [weights[0]]
+        for weight in weights[1:]:
+            shares.append(shares[-1] + weight)
+        at = torch.empty_like(shares[0], memory_format=torch.contiguous_format)
+        at.uniform_(generator=generator).mul_(shares[-1])
+        mean, *means = self.mean.unbind(-1)
+        log_std, *log_stds = self.log_std.unbind(-1)
+        for share, next_mean, next_log_std in zip(shares, means, log_stds, strict=False):
+            beyond = at >= share
+            mean, log_std = torch.where(beyond, next_mean, mean), torch.where(beyond, next_log_std, log_std)
         return mean + math.sqrt(temperature) * torch.exp(log_std) * noise_like(mean, generator)
 
 

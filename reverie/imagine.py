@@ -28,3 +28,10 @@ def open_loop(world: World, batch: Batch, context: int = 5) -> Media:
             if value.dtype == torch.uint8:
                 frames.setdefault(key, []).append(value.cpu().numpy())
     return {f"open_loop/{key}": (batch.obs[key].cpu().numpy(), np.stack(f, 1)) for key, f in frames.items()}
+
+
+def look(world: World, batch: Batch, context: int = 5) -> Media:
+    """Its open loop, and beside it its reconstruction: what it makes of each row when it is shown it."""
+    seen = open_loop(world, batch, batch.reward.shape[1])
+    shown = {name.replace("open_loop/", "reconstruction/"): pair for name, pair in seen.items()}
+    return {**open_loop(world, batch, context), **shown}

@@ -2,7 +2,8 @@
 
 What is special here: an *open-loop* picture has three rows, always in this order: what happened, what the
 model said would happen, and the signed error (prediction - truth, around middle grey: grey is right,
-brighter is too bright, darker is too dark). Frames the model was shown (the context) carry a grey bar,
+brighter is too bright, darker is too dark). Between the first two there may be a fourth: what the model makes
+of each frame when it is shown it (its reconstruction). Frames the model was shown (the context) carry a grey bar,
 frames it only imagined an orange one, so that nobody mistakes a reconstruction for a prediction. Small
 frames are enlarged by whole numbers, without smoothing: a pixel stays a pixel. Files appear whole or not at
 all.
@@ -105,32 +106,33 @@ def save_strip(
     prediction: UInt8[np.ndarray, "*shape"],
     context: int,
     columns: int = 12,
+    reconstruction: UInt8[np.ndarray, "_ _ _ _"] | UInt8[np.ndarray, "_ _ _ _ _"] | None = None,
 ) -> Path:
-    """Write a PNG to print: rows truth, prediction, error; columns are time steps, context on the left.
+    """Write a PNG to print: rows truth, (reconstruction,) prediction, error; columns are time steps, context left.
 
     About ``columns`` steps are shown: at most a quarter of them context (ending at its last frame), the
     others spread evenly over the imagined part, its first and last frame included. Returns the path.
     """
-    truth, prediction = _pair(truth, prediction, context)
+    rows = _rows(truth, prediction, context, reconstruction)
     steps = _columns(len(truth), context, columns)
     scale = _scale(truth.shape[1], truth.shape[2], 96)
-    rows = [enlarge(v[steps], scale) for v in (truth, prediction, error(truth, prediction))]
-    h, w = rows[0].shape[1:3]
+    shown = [enlarge(video[steps], scale) for video in rows.values()]
+    h, w = shown[0].shape[1:3]
 
-    pad, gap, left, top = 4, 22, 86, 46
+    pad, gap, left, top = 4, 22, 86 if reconstruction is None else 112, 46
     xs, x = [], left
     for i, step in enumerate(steps):
         if i and step >= context > steps[i - 1]:
             x += gap - pad
         xs.append(x)
         x += w + pad
-    image = Image.new("RGB", (x + 12 - pad, top + 3 * (h + pad) + 8), PAPER)
+    image = Image.new("RGB", (x + 12 - pad, top + len(rows) * (h + pad) + 8), PAPER)
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
     for i, step in enumerate(steps):
         colour = CONTEXT if step < context else IMAGINED
         draw.rectangle((xs[i], top - 9, xs[i] + w - 1, top - 6), fill=colour)
         draw.text((xs[i] + w / 2, top - 13), f"{step + 1}", fill=INK, font=font, anchor="mb")
-        for row, frames in enumerate(rows):
+        for row, frames in enumerate(shown):
             image.paste(Image.fromarray(frames[i]), (xs[i], top + row * (h + pad)))
     seen = [x for x, step in zip(xs, steps, strict=True) if step < context]
     made = [x for x, step in zip(xs, steps, strict=True) if step >= context]
@@ -140,9 +142,9 @@ def save_strip(
         draw.text((made[0], 3), "imagined without looking", fill=IMAGINED, font=font)
     if seen and made:
         middle = (seen[-1] + w + made[0]) // 2
-        for y in range(top - 9, top + 3 * (h + pad), 8):
+        for y in range(top - 9, top + len(rows) * (h + pad), 8):
             draw.line((middle, y, middle, y + 3), fill=INK, width=1)
-    for row, name in enumerate(("truth", "prediction", "error")):
+    for row, name in enumerate(rows):
         draw.text((left - 10, top + row * (h + pad) + h / 2), name, fill=INK, font=font, anchor="rm")
     with atomic(path) as temporary:
         image.save(temporary, optimize=True)
@@ -150,22 +152,26 @@ def save_strip(
 
 
 def open_loop(
-    truth: UInt8[np.ndarray, "*n t h w c"], prediction: UInt8[np.ndarray, "*shape"], context: int
+    truth: UInt8[np.ndarray, "*n t h w c"],
+    prediction: UInt8[np.ndarray, "*shape"],
+    context: int,
+    reconstruction: UInt8[np.ndarray, "_ _ _ _"] | UInt8[np.ndarray, "_ _ _ _ _"] | None = None,
 ) -> UInt8[np.ndarray, "t hh ww 3"]:
-    """A video of truth, prediction and signed error, top to bottom, with a bar that tells the time.
+    """A video of truth, (reconstruction,) prediction and signed error, top to bottom, with a bar that tells the time.
 
     ``prediction`` covers all T frames; its first ``context`` are reconstructions of what the model was
     shown. With a leading axis n the episodes stand side by side. Error is (prediction - truth) / 2 + 128.
     """
     if truth.ndim == 5:
         if truth.shape != prediction.shape:
-            _pair(truth[0], prediction[0], context)
+            _same(truth[0], prediction[0], "prediction")
             raise ReverieError(
                 f"truth has shape {truth.shape} and prediction {prediction.shape}; make them equal"
             )
-        each = [_stack(t, p, context) for t, p in zip(truth, prediction, strict=True)]
+        others = [None] * len(truth) if reconstruction is None else reconstruction
+        each = [_stack(t, p, context, r) for t, p, r in zip(truth, prediction, others, strict=True)]
         return np.concatenate(each, axis=2)
-    return _stack(truth, prediction, context)
+    return _stack(truth, prediction, context, reconstruction)
 
 
 def grid(
@@ -202,23 +208,24 @@ def enlarge(video: UInt8[np.ndarray, "t h w c"], scale: int) -> UInt8[np.ndarray
     return video.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
-def _stack(truth: np.ndarray, prediction: np.ndarray, context: int) -> np.ndarray:
-    truth, prediction = _pair(truth, prediction, context)
+def _stack(
+    truth: np.ndarray, prediction: np.ndarray, context: int, reconstruction: np.ndarray | None
+) -> np.ndarray:
+    rows = _rows(truth, prediction, context, reconstruction)
     t, h, w, _ = truth.shape
     scale, pad, bar = _scale(h, w, 128), 4, 6
-    rows = [enlarge(v, scale) for v in (truth, prediction, error(truth, prediction))]
     h, w = h * scale, w * scale
-    sheet = np.full((t, bar + 3 * (h + pad) + pad, w + 2 * pad, 3), 255, np.uint8)
-    for row, frames in enumerate(rows):
+    sheet = np.full((t, bar + len(rows) * (h + pad) + pad, w + 2 * pad, 3), 255, np.uint8)
+    for row, video in enumerate(rows.values()):
         y = bar + pad + row * (h + pad)
-        sheet[:, y : y + h, pad : pad + w] = frames
+        sheet[:, y : y + h, pad : pad + w] = enlarge(video, scale)
+    y = bar + pad + [*rows].index("prediction") * (h + pad)
     for step in range(t):  # the bar grows with time: grey while looking, then orange
         seen = pad + round(w * min(step + 1, context) / t)
         now = pad + round(w * (step + 1) / t)
         sheet[step, pad - 2 : bar, pad:seen] = CONTEXT
         sheet[step, pad - 2 : bar, seen:now] = IMAGINED
         if step >= context:  # and the imagined frame itself is framed
-            y = bar + pad + h + pad
             sheet[step, y - 2 : y, pad - 2 : pad + w + 2] = IMAGINED
             sheet[step, y + h : y + h + 2, pad - 2 : pad + w + 2] = IMAGINED
             sheet[step, y - 2 : y + h + 2, pad - 2 : pad] = IMAGINED
@@ -226,16 +233,26 @@ def _stack(truth: np.ndarray, prediction: np.ndarray, context: int) -> np.ndarra
     return sheet
 
 
-def _pair(truth: np.ndarray, prediction: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
-    if truth.shape != prediction.shape:
-        raise ReverieError(
-            f"truth has shape {truth.shape} and prediction {prediction.shape}; make them equal"
-        )
+def _rows(
+    truth: np.ndarray, prediction: np.ndarray, context: int, reconstruction: np.ndarray | None
+) -> dict[str, np.ndarray]:
+    """The rows of an open-loop picture, by name, top to bottom, all with three channels."""
+    _same(truth, prediction, "prediction")
     if not 0 <= context <= len(truth):
         raise ReverieError(
             f"context must lie between 0 and the {len(truth)} frames of the video, got {context}"
         )
-    return _rgb(truth), _rgb(prediction)
+    rows = {"truth": _rgb(truth)}
+    if reconstruction is not None:
+        _same(truth, reconstruction, "reconstruction")
+        rows["reconstruction"] = _rgb(reconstruction)
+    rows["prediction"] = _rgb(prediction)
+    return {**rows, "error": error(rows["truth"], rows["prediction"])}
+
+
+def _same(truth: np.ndarray, other: np.ndarray, name: str) -> None:
+    if truth.shape != other.shape:
+        raise ReverieError(f"truth has shape {truth.shape} and {name} {other.shape}; make them equal")
 
 
 def _columns(length: int, context: int, columns: int) -> list[int]:

@@ -5,9 +5,10 @@ channels-last views, nothing is transposed. The encoder and decoder are those of
 used by Ha & Schmidhuber 2018), sixty-four pixels to a side.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch.autograd.function import once_differentiable
 
 from reverie.types import ReverieError
 
+Net = TypeVar("Net", bound=nn.Module)
 Act = Callable[..., object]  # a function of a tensor (F.elu), or a module class (nn.ELU)
 
 SIDE = 64  # pixels
@@ -70,8 +72,12 @@ class Linear(nn.Linear):
 
 
 def product(x: Tensor, weight: Tensor, bias: Tensor | None, act: Act | None = None) -> Tensor:
-    """act(x W' + b), by the faster of two libraries; oneDNN does a ReLU on the way."""
-    if not _by_onednn(x):
+    """act(x W' + b), by the faster of two libraries; oneDNN does a ReLU on the way. A ``rounded`` W is met by an
+    x rounded for the product alone."""
+    if weight.dtype != x.dtype:
+        out, done = F.linear(x.to(weight.dtype), weight).to(x.dtype), False
+        out = out if bias is None else out.add_(bias)
+    elif not _by_onednn(x):
         out, done = F.linear(x, weight, bias), False
     else:
         done = act is F.relu
@@ -81,6 +87,18 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, act: Act | None = No
 
 def _by_onednn(x: Tensor) -> bool:
     return not torch.is_grad_enabled() and ONEDNN is not None and len(x) >= 64 and _ours(x)
+
+
+def rounded(module: Net) -> Net:
+    """A copy to predict with, its matrices in bfloat16: products of 8 bits, everything else as it was.
+
+    Where the processor has instructions for it (AVX512-BF16, AMX) products take a fraction of the time.
+    """
+    module = copy.deepcopy(module).requires_grad_(False)
+    for parameter in module.parameters():
+        if parameter.ndim == 2:
+            parameter.data = parameter.data.bfloat16()
+    return module
 
 
 class MLP(nn.Module):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from reverie.imagine import open_loop
+from reverie.imagine import look, open_loop
 from reverie.types import Batch, World
 
 
@@ -92,3 +92,15 @@ def test_a_world_without_pictures_has_nothing_to_show():
             return {"speed": carry}
 
     assert open_loop(Blind(), batch()) == {}
+
+
+def test_a_look_shows_the_reconstruction_beside_the_dream():
+    rows = batch()
+    media = look(Diary(), rows, context=5)
+    assert set(media) == {
+        f"{what}/{key}" for what in ("open_loop", "reconstruction") for key in ("image", "depth")
+    }
+    dreamed, shown = media["open_loop/image"][1], media["reconstruction/image"][1]
+    assert np.array_equal(dreamed, open_loop(Diary(), rows, 5)["open_loop/image"][1])
+    assert shown[0, :, 0, 0, 0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8]  # rows seen
+    assert not shown[..., 1].any()  # and nothing imagined

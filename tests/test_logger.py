@@ -2,6 +2,8 @@
 
 import io
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -104,7 +106,7 @@ def test_half_a_line_is_none(tmp_path, monkeypatch):
 
 
 def test_wandb_is_asked_for_by_the_name_of_its_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ReverieError, match=r"pip install 'reverie\[wandb\]'"):
         Logger(tmp_path, wandb=True)
 
@@ -170,3 +172,28 @@ def test_in_a_narrow_terminal_the_bar_goes_first(monkeypatch):
 def test_words():
     assert [duration(s) for s in (0, 59.9, 60, 3725)] == ["0s", "59s", "1m 00s", "1h 02m"]
     assert [plural(n, "row") for n in (0, 1, 2_000)] == ["0 rows", "1 row", "2,000 rows"]
+
+
+def test_wandb_gets_every_line_and_one_name_a_folder(tmp_path, monkeypatch):
+    asked, logged = [], []
+
+    class Run:
+        def log(self, line, step):
+            logged.append((step, line))
+
+        def finish(self):
+            logged.append("finished")
+
+    def init(**settings):
+        asked.append(settings)
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    for _ in range(2):  # a run that goes on is the same run there
+        logger = Logger(tmp_path, wandb=True, config={"seed": 3})
+        logger.add({"loss/reward": 2.0})
+        logger.write(10, 4, updates=1)
+        logger.close()
+    line = {"env_steps": 10, "updates": 1, "loss/reward": 2.0}
+    assert logged == [(4, line), "finished"] * 2
+    assert asked[0] == asked[1] and asked[0]["resume"] == "allow" and asked[0]["config"] == {"seed": 3}

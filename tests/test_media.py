@@ -62,6 +62,27 @@ def test_open_loop_stacks_truth_prediction_error():
         assert (video[:, y : y + h : scale, 4 : 4 + h : scale] == frames).all()
 
 
+def test_a_reconstruction_stands_between_truth_and_prediction(tmp_path):
+    truth, prediction, shown = ball(10, 16), np.zeros((10, 16, 16, 3), np.uint8), ball(10, 16) // 2
+    video = media.open_loop(truth, prediction, 5, shown)
+    h, top = 16 * 8, 6 + 4
+    assert video.shape == (10, 6 + 4 * (h + 4) + 4, h + 8, 3)
+    for row, frames in enumerate((truth, shown, prediction)):
+        y = top + row * (h + 4)
+        assert (video[:, y : y + h : 8, 4 : 4 + h : 8] == frames).all()
+    orange = (video[9] == media.IMAGINED).all(-1).any(1).nonzero()[0]
+    framed = orange[orange > top]  # below the bar of time: the prediction alone
+    assert framed[0] == top + 2 * (h + 4) - 2 and framed[-1] == top + 2 * (h + 4) + h + 1
+    strips = [
+        media.save_strip(tmp_path / f"{i}.png", truth, prediction, 5, reconstruction=r)
+        for i, r in ((0, None), (1, shown))
+    ]
+    three, four = (Image.open(path).height for path in strips)
+    assert four - three == 96 + 4
+    with pytest.raises(ReverieError, match="reconstruction"):
+        media.open_loop(truth, prediction, 5, shown[:4])
+
+
 def test_open_loop_marks_where_looking_ends():
     video = media.open_loop(ball(10), ball(10), context=4)
     orange = (video == media.IMAGINED).all(-1).any((1, 2))

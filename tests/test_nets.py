@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from reverie.nets import LSTM, MLP, Conv, Deconv, Ensemble, GRUCell, ImageDecoder, ImageEncoder, glorot_
+from reverie.nets import (
+    LSTM,
+    MLP,
+    Conv,
+    Deconv,
+    Ensemble,
+    GRUCell,
+    ImageDecoder,
+    ImageEncoder,
+    glorot_,
+    rounded,
+)
 from reverie.types import ReverieError
 
 
@@ -287,3 +298,15 @@ def test_an_ensemble_starts_fan_in_uniform():
         assert 0.9 * bound < float(weight.detach().abs().max()) <= bound
         assert float(bias.detach().abs().max()) <= bound
     assert not torch.equal(net.weights[0][0], net.weights[0][1])
+
+
+def test_rounded_matrices_predict_nearly_the_same_and_leave_the_net_alone():
+    net = MLP(6, 32, 2, 3)
+    x, before = torch.randn(70, 6), [p.clone() for p in net.parameters()]
+    coarse = rounded(net)
+    with torch.no_grad():
+        exact, told = net(x), coarse(x)
+    assert told.dtype == torch.float32 and not torch.equal(exact, told)
+    torch.testing.assert_close(told, exact, atol=0.05, rtol=0.05)
+    assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
+    assert not any(p.requires_grad for p in coarse.parameters())

@@ -35,7 +35,7 @@ from torch import Generator, Tensor, nn
 
 from reverie.dists import OneHot, UnitNormal
 from reverie.heads import Decoder, Encoder, Scalar
-from reverie.imagine import open_loop
+from reverie.imagine import look
 from reverie.models.latent_world import LatentWorld
 from reverie.models.rssm import RSSM, Gaussian, Memoryless, State
 from reverie.nets import GRUCell
@@ -232,8 +232,8 @@ class PlaNet:
         }
 
     def report(self, batch: Batch, context: int = 5) -> Media:
-        """Open loop: ``context`` rows seen, the rest imagined."""
-        return open_loop(self.world, batch.to(self.device), context)
+        """Open loop: ``context`` rows seen, the rest imagined; and the reconstruction of every row."""
+        return look(self.world, batch.to(self.device), context)
 
     def state_dict(self) -> dict[str, Any]:
         return {

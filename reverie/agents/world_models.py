@@ -36,8 +36,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
 from reverie.dists import Bernoulli, Mixture, noise_like
-from reverie.imagine import open_loop
-from reverie.nets import LSTM, ImageDecoder, ImageEncoder, Linear
+from reverie.imagine import look
+from reverie.nets import LSTM, ImageDecoder, ImageEncoder, Linear, rounded
 from reverie.optim import Gradient, Optimizer, step
 from reverie.types import ActionSpace, Batch, Media, Metrics, Mode, ObsSpace, ReverieError
 
@@ -97,6 +97,7 @@ class Config:
     temperature: float = 1.0  # tau of the dream; the paper's for Doom is 1.15
     dream_steps: int = 2_100  # the longest dream
     starts: int = 1_000  # first frames that dreams begin with
+    dream_dtype: Literal["float32", "bfloat16"] = "float32"  # of M's products in a dream; the second is ours
 
     # Acting
     sample_z: bool = True  # C and M read a sample of z; False: its mean
@@ -130,7 +131,8 @@ class Prediction(NamedTuple):
 
 class M(nn.Module):
     """The memory: an LSTM on (z, a, whether an episode begins), and a mixture of Gaussians for each entry of the
-    next z. Its outputs are laid out as the restart logit, then for each latent K weights, means, log-stds."""
+    next z. Its outputs are laid out as the restart logit, then K weights, K means and K log-stds for all latents
+    (latents side by side: what is done for each component is done over whole rows), then the reward."""
 
     def __init__(self, latents: int, actions: int, units: int, components: int, restart: bool, rewards: bool):
         super().__init__()
@@ -146,7 +148,7 @@ class M(nn.Module):
         restart, *mixture = out.split(
             [int(self.restart), out.shape[-1] - self.restart - self.rewards, int(self.rewards)], -1
         )
-        logits, mean, log_std = mixture[0].unflatten(-1, (self.latents, 3, self.components)).unbind(-2)
+        logits, mean, log_std = mixture[0].unflatten(-1, (3, self.components, self.latents)).mT.unbind(-3)
         return Prediction(
             Mixture(logits, mean, log_std),
             restart[..., 0] if self.restart else None,
@@ -267,6 +269,7 @@ class VM:
 
     def __init__(self, agent: "WorldModels", generator: Generator, temperature: float):
         self.agent, self.generator, self.temperature = agent, generator, temperature
+        self.m = rounded(agent.m) if agent.config.dream_dtype == "bfloat16" else agent.m
 
     def initial(self, n: int) -> Belief:
         return self.agent.belief(n)
@@ -289,7 +292,7 @@ class VM:
             action                a_t
             next            z_{t+1} ~ p(. | h_{t+1}),  h_{t+1} = LSTM(z_t, a_t; h_t)
         """
-        m = self.agent.m
+        m = self.m
         h, c = m.lstm.step(m.inputs(carry.z, action, carry.first), carry.h, carry.c)
         told = m.predict(h)
         z = told.z.sample(self.generator, self.temperature)
@@ -521,12 +524,7 @@ class WorldModels:
 
     def report(self, batch: Batch, context: int = 5) -> Media:
         """Open loop: ``context`` rows seen, the rest imagined; and what V makes of every row."""
-        batch = batch.to(self.device)
-        seen = open_loop(self.world, batch, batch.reward.shape[1])
-        return {
-            **open_loop(self.world, batch, context),
-            **{name.replace("open_loop", "reconstruction"): pair for name, pair in seen.items()},
-        }
+        return look(self.world, batch.to(self.device), context)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -25,7 +25,9 @@ from reverie.envs.base import Env, Goals, after, check_action, first, hushed
 from reverie.envs.pixels import MuJoCoCamera, choose_gl, choose_sdl, preset
 from reverie.types import ActionSpace, ReverieError, Space, Step
 
+# Names of a row's other parts, and of an agent's other losses: a loss is called after what it predicts.
 TAKEN = ("is_first", "is_last", "is_terminal", "reward", "action", "prev_action", "env_steps")
+TAKEN += ("kl", "cont", "overshooting", "actor", "critic")
 Reader = Callable[[Any], np.ndarray]  # the environment's entry -> our array
 Entry = tuple[str, Space, tuple[Any, ...], Reader]  # key, our space, path into the raw observation, reader
 

@@ -350,16 +350,22 @@ def save_dreams(
     """Open-loop videos of six sequences, as GIF and MP4, and a strip of the first as PNG; their paths."""
     length = min(length, max(replay.counts))
     batch = replay.sample(6, length, np.random.default_rng([seed, 3]))
-    made = []
-    for name, (truth, prediction) in agent.report(batch, min(context, length - 1)).items():
-        seen = length if name.startswith("reconstruction") else context
-        stacked = [media.open_loop(t, p, seen) for t, p in zip(truth, prediction, strict=True)]
+    context = min(context, length - 1)
+    told, made = agent.report(batch, context), []
+    for name, (truth, prediction) in told.items():
+        if name.startswith("reconstruction/"):  # a row of the film beside it
+            continue
+        _, shown = told.get(name.replace("open_loop/", "reconstruction/"), (None, None))
+        each = [None] * len(truth) if shown is None else shown
+        stacked = [media.open_loop(t, p, context, r) for t, p, r in zip(truth, prediction, each, strict=True)]
         path = folder / "videos" / name.replace("/", "_")
         film = media.grid(stacked)
         made += [
             media.save_gif(path.with_suffix(".gif"), film, fps=12),
             media.save_mp4(path.with_suffix(".mp4"), film, fps=12),
-            media.save_strip(path.with_suffix(".png"), truth[0], prediction[0], seen),
+            media.save_strip(
+                path.with_suffix(".png"), truth[0], prediction[0], context, reconstruction=each[0]
+            ),
         ]
     return made
 

@@ -416,6 +416,17 @@ def test_a_dreams_memory_is_what_acting_remembers():
     assert watched.first.item() == imagined.first.item() == 0
 
 
+def test_a_dream_of_rounded_products_is_nearly_the_same_dream():
+    exact, coarse = small(), small(dream_dtype="bfloat16")
+    action, (z, h, c) = torch.zeros(64, 1), torch.randn(3, 64, 8)
+    carry = exact.belief(64)._replace(z=z[:, :4], h=h, c=c)
+    worlds = [VM(agent, torch.Generator().manual_seed(0), 1.0) for agent in (exact, coarse)]
+    one, other = (world.imagine(carry, action) for world in worlds)
+    assert not torch.equal(one.h, other.h) and one.h.dtype == other.h.dtype == other.z.dtype == torch.float32
+    torch.testing.assert_close(one.c, other.c, atol=0.03, rtol=0.03)
+    assert all(p.dtype == torch.float32 for p in coarse.m.parameters())  # what is learned stays as it is
+
+
 def test_a_dream_ends_where_the_restart_logit_is_positive_and_pays_one_a_step():
     agent = small(rewards=False)
     world = VM(agent, torch.Generator().manual_seed(0), 1.0)

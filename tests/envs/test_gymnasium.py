@@ -201,6 +201,7 @@ def test_betrayed_promises_get_one_sentence(env: Odd, words: str) -> None:
         (spaces.Graph(UNIT, None), UNIT, "Graph space"),
         (spaces.Dict(), UNIT, "shows nothing"),
         (spaces.Dict(reward=UNIT), UNIT, "'reward' is taken"),
+        (spaces.Dict(kl=UNIT), UNIT, "'kl' is taken"),
         (spaces.Dict({"a/b": UNIT, "a": spaces.Dict(b=UNIT)}), UNIT, "'a/b' is taken"),
         (UNIT, spaces.Box(-np.inf, 1.0, (2,)), "no bounds.*TransformAction"),
         (UNIT, spaces.Dict(a=UNIT), "Dict space.*TransformAction"),
