@@ -89,7 +89,7 @@ class Config:
     init_std: float = 5.0  # the actor's standard deviation before training
     mean_scale: float = 5.0  # the actor's mean is mean_scale * tanh(u / mean_scale)
     actor_min_std: float = 1e-4
-    entropy_scale: float = 0.0  # of the policy's entropy in the actor's objective; ours, the paper has none
+    entropy_scale: float = 0.0  # of the policy's entropy, in standard deviations of the targets; ours
     action_gradient: Literal["straight_through", "score"] = "straight_through"  # discrete actions (Sec. 3)
     eval_action: Literal["sample_mode", "tanh_mean"] = "sample_mode"
     exploration_noise: float = 0.3  # std of the Gaussian added to continuous actions (App. A)
@@ -267,7 +267,7 @@ class DreamerV1:
         loss = actor_loss(target, weight)
         if c.entropy_scale:
             entropy = self.actor(dream.feat[:-1].detach()).entropy(generator)
-            loss = loss - c.entropy_scale * (weight * entropy).mean()
+            loss = loss - c.entropy_scale * target.detach().std() * (weight * entropy).mean()
         actor = self.actor_opt.gradient(loss, keep_graph=True)
         critic = self.critic_opt.gradient(critic_loss(value, target.detach(), weight))
 

@@ -539,15 +539,19 @@ def test_with_nothing_to_gain_the_actor_has_no_gradient(dreamer, small, monkeypa
 
 @pytest.mark.parametrize("action", KINDS)
 def test_the_wish_for_entropy_is_the_actors_alone(dreamer, small, monkeypatch, action):
-    agent = dreamer(action, cont=True, entropy_scale=0.1)
-    for head in (agent.reward, agent.critic):
-        nn.init.zeros_(head.mlp.out.weight), nn.init.zeros_(head.mlp.out.bias)
-    watch = Watch(monkeypatch, agent, small.batch(action=action))
-    assert watch.metrics["grad/actor"].item() > 0
-    assert "actor" in moved(agent, watch.before)
-    assert (
-        watch.metrics["loss/actor"].item() < 0 or action == "continuous"
-    )  # minus the entropy, >= 0 if discrete
+    """With the paper's objective left out, the actor still moves, by the entropy and in the measure of the targets."""
+    loss = {}
+    for scale in (0.0, 0.1, 0.2):
+        agent = dreamer(action, cont=True, entropy_scale=scale)
+        with monkeypatch.context() as patch:
+            patch.setattr(dreamer_v1, "actor_loss", lambda target, weight: 0.0 * target.sum())
+            watch = Watch(patch, agent, small.batch(action=action))
+        assert (watch.metrics["grad/actor"].item() > 0) == (scale > 0)
+        assert ("actor" in moved(agent, watch.before)) == (scale > 0)
+        loss[scale] = watch.metrics["loss/actor"].item()
+    assert loss[0.0] == 0
+    assert loss[0.2] == pytest.approx(2 * loss[0.1])
+    assert loss[0.1] < 0 or action == "continuous"  # minus the entropy, >= 0 if discrete
 
 
 @pytest.mark.parametrize("head", ["reward", "critic"])
