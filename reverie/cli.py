@@ -1,4 +1,4 @@
-"""The command line: ``reverie train | evaluate | imagine | plot | reproduce | doctor | list``.
+"""The command line: ``reverie train | robot | evaluate | imagine | plot | reproduce | doctor | list``.
 
 Flags are made from the dataclasses they set, so a field's comment is its help text. Presets are laid over the
 paper's values first and single flags over those.
@@ -21,6 +21,8 @@ USAGE = """reverie: reinforcement learning in imagination
 
   reverie train AGENT --env ENV [--preset P ...] [--run DIR] [--seed N] [--any-setting V]
                                            train; the same command goes on where it stopped
+  reverie robot AGENT --robot NAME [--preset P ...] [--run DIR] [--any-setting V]
+                                           learn on a robot, or its twin, that does not wait
   reverie evaluate RUN [--episodes N]      return of a trained agent beside the random policy's, and a video
   reverie imagine RUN [--context N]        open-loop video: truth, prediction, error
   reverie plot RUN [RUN ...] [--out FILE]  learning curves
@@ -115,6 +117,8 @@ def command(argv: list[str]) -> int:
     name, rest = argv[0], argv[1:]
     if name == "train":
         return train(rest)
+    if name == "robot":
+        return robot(rest)
     if name == "list":
         if rest:
             raise ReverieError(f"list takes no settings, got {' '.join(rest)}")
@@ -129,7 +133,7 @@ def command(argv: list[str]) -> int:
         "reproduce": Reproduce,
         "doctor": Doctor,
     }
-    presets.known(name, [*commands, "train", "list"], "command")
+    presets.known(name, [*commands, "train", "robot", "list"], "command")
     return ACTIONS[name](tyro.cli(commands[name], args=rest, prog=f"reverie {name}"))
 
 
@@ -139,20 +143,9 @@ def train(argv: list[str]) -> int:
     from reverie.run.train import carry_out, default_folder
 
     if not argv or argv[0].startswith("-"):
-        text = f"reverie train AGENT --env ENV, with AGENT one of: {', '.join(presets.AGENTS)}"
-        if argv[:1] in (["-h"], ["--help"]):
-            print(f"{text}\nreverie train AGENT --help shows the settings of an agent.")
-            return 0
-        raise ReverieError(f"train needs an agent first: {text}")
-    agent, argv = argv[0], argv[1:]
-    chosen = argparse.ArgumentParser(add_help=False, exit_on_error=False)
-    chosen.add_argument("--preset", nargs="+", default=["paper"])
-    try:
-        names = tuple(chosen.parse_known_args(argv)[0].preset)
-    except argparse.ArgumentError:
-        raise ReverieError(f"--preset needs a name: {', '.join(presets.PRESETS[agent])}") from None
+        return no_agent("train", "--env ENV", argv)
     # Their values are the defaults of the flags.
-    resolved, usual = presets.resolve(agent, names), RunConfig()
+    (agent, argv, names, resolved), usual = chosen(argv), RunConfig()
 
     @dataclass
     class Train:
@@ -170,6 +163,56 @@ def train(argv: list[str]) -> int:
     args: Any = tyro.cli(Train, args=argv, prog=f"reverie train {agent}", description=about)
     plan = Plan(agent, args.env, names, args.config, args.settings)
     return 0 if carry_out(plan, args.run or default_folder(plan)) else 1
+
+
+def robot(argv: list[str]) -> int:
+    from reverie.robots import ROBOTS
+    from reverie.run.asynchronous import RobotConfig, learn_on
+
+    if not argv or argv[0].startswith("-"):
+        return no_agent("robot", "--robot NAME", argv)
+    (agent, argv, names, resolved), usual = chosen(argv), RobotConfig()
+
+    @dataclass
+    class OnRobot:
+        robot: str
+        """a twin (a1, pick_place, ball), your own (module:Class or path/file.py:Class), or any environment"""
+        preset: Annotated[tuple[str, ...], tyro.conf.arg(metavar="P [P ...]")] = names
+        """named settings, later ones over earlier ones"""
+        run: Annotated[
+            Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/AGENT-ROBOT-SEED)")
+        ] = None
+        """the run's folder; a run that is there is gone on with"""
+        settings: Annotated[RobotConfig, Flat] = usual
+        config: Annotated[type(resolved), Flat] = resolved
+
+    about = (
+        f"{summary(agent)}\n\nTwins: {', '.join(ROBOTS)}. Presets: {', '.join(presets.PRESETS[agent])}. "
+        f"Here: {' '.join(names)}."
+    )
+    args: Any = tyro.cli(OnRobot, args=argv, prog=f"reverie robot {agent}", description=about)
+    return 0 if learn_on(agent, args.robot, names, args.config, args.settings, args.run) else 1
+
+
+def no_agent(command: str, where: str, argv: list[str]) -> int:
+    """What is said to a command without an agent: the help, or one sentence."""
+    text = f"reverie {command} AGENT {where}, with AGENT one of: {', '.join(presets.AGENTS)}"
+    if argv[:1] in (["-h"], ["--help"]):
+        print(f"{text}\nreverie {command} AGENT --help shows the settings of an agent.")
+        return 0
+    raise ReverieError(f"{command} needs an agent first: {text}")
+
+
+def chosen(argv: list[str]) -> tuple[str, list[str], tuple[str, ...], Any]:
+    """The agent, the other arguments, the presets among them and the Config they make."""
+    agent, argv = argv[0], argv[1:]
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    parser.add_argument("--preset", nargs="+", default=["paper"])
+    try:
+        names = tuple(parser.parse_known_args(argv)[0].preset)
+    except argparse.ArgumentError:
+        raise ReverieError(f"--preset needs a name: {', '.join(presets.PRESETS[agent])}") from None
+    return agent, argv, names, presets.resolve(agent, names)
 
 
 def evaluate(args: Evaluate) -> int:

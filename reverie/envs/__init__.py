@@ -14,7 +14,8 @@ from typing import Any
 
 import gymnasium
 
-import reverie.envs.small  # noqa: F401  (registers its worlds)
+import reverie.envs.small
+import reverie.robots  # noqa: F401  (registers the twins)
 from reverie.envs.base import Env
 from reverie.envs.vector import Envs, SerialEnvs, WorkerEnvs, episode_seed
 from reverie.envs.wrappers import ActionRepeat, Pixels, Resize, TimeLimit

@@ -81,9 +81,9 @@ def check_folder(folder: Path, plan: Plan) -> None:
         raise ReverieError(f"{folder} has files but is not a run (no config.yaml); name a new --run folder")
 
 
-def write_plan(folder: Path, plan: Plan) -> None:
-    """Write what the run is asked to do into its folder, which is made."""
-    text = yaml.safe_dump({**plan.as_dict(), "versions": versions()}, sort_keys=False)
+def write_plan(folder: Path, plan: Plan, **more: Any) -> None:
+    """Write what the run is asked to do into its folder, which is made; ``more`` are sections beside it."""
+    text = yaml.safe_dump({**plan.as_dict(), **more, "versions": versions()}, sort_keys=False)
     write_text(folder / "config.yaml", text)
 
 

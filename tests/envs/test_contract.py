@@ -33,9 +33,18 @@ WORLDS: list[tuple[str, dict]] = [
     ("reverie/CarRacingExact-v0", {"pixels": True, "time_limit": 9, "action_repeat": 2}),
     ("reverie/CarRacingFull-v0", {"time_limit": 9, "image_size": 32}),
     ("doom/take_cover", {}),
+    ("reverie/A1-v0", {"time_limit": 9}),
+    ("reverie/PickPlace-v0", {"time_limit": 9}),
+    ("reverie/Ball-v0", {"pixels": True, "time_limit": 9, "image_size": 32}),
     ("doom/take_cover", {"pixels": True, "time_limit": 60, "image_size": 32}),
 ]
-EXTRAS = {"dmc": "dm_control", "HalfCheetah": "mujoco", "CarRacing": "Box2D", "doom": "vizdoom"}
+EXTRAS = {
+    "dmc": "dm_control",
+    "HalfCheetah": "mujoco",
+    "CarRacing": "Box2D",
+    "doom": "vizdoom",
+    "A1": "pybullet_data",
+}
 
 
 @pytest.fixture(params=WORLDS, ids=lambda world: "-".join([world[0], *world[1]]))
@@ -46,6 +55,9 @@ def env(request: pytest.FixtureRequest) -> Iterator[Env]:
             pytest.importorskip(package)
             if options.get("pixels") and package in ("dm_control", "mujoco"):
                 request.getfixturevalue("gl")
+    if "PickPlace" in name or "Ball" in name:
+        pytest.importorskip("mujoco")
+        request.getfixturevalue("gl")
     env = make_env(name, **options)
     yield env
     env.close()

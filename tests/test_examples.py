@@ -1,0 +1,34 @@
+"""The examples are short, and work."""
+
+from pathlib import Path
+
+import numpy as np
+
+from reverie.cli import main
+from reverie.data.replay import Replay
+
+TOY = Path(__file__).parents[1] / "examples" / "toy_robot.py"
+
+
+def test_a_toy_robot_is_short_and_learns_with_one_command(tmp_path, capsys) -> None:
+    assert len(TOY.read_text().splitlines()) < 60
+    run = tmp_path / "cart"
+    settings = ["--steps", "300", "--prefill", "60", "--batch-length", "6", "--log-every", "100"]
+    command = [
+        "robot",
+        "dreamer_v1",
+        "--robot",
+        f"{TOY}:Cart",
+        "--preset",
+        "debug",
+        "--virtual-update",
+        "500",
+    ]
+    assert main([*command, *settings, "--run", str(run)]) == 0
+    said = capsys.readouterr().out
+    assert "300 decisions" in said and "0 missed deadlines" in said
+    replay = Replay.open(run / "replay")
+    rows = replay.read(0, 0, replay.counts[0])
+    assert int((~rows["is_last"]).sum()) == 300 and np.isfinite(rows["reward"]).all()
+    assert main([*command, *settings, "--run", str(run), "--steps", "400"]) == 0  # the same command goes on
+    assert Replay.open(run / "replay").counts[0] > replay.counts[0]
