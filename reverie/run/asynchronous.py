@@ -671,8 +671,8 @@ def take_turns(actor: Actor, learner: Learner, cost: float) -> None:
     learner.end()
 
 
-def learn(folder: Path, plan: Plan, settings: RobotConfig, parent: int) -> None:
-    """The learner's process: until it is told to end (SIGTERM), or ``parent`` is gone."""
+def learn(folder: Path, plan: Plan, settings: RobotConfig, parent: int, end: Any) -> None:
+    """The learner's process: until it is told to ``end`` (an event, or SIGTERM), or ``parent`` is gone."""
     from reverie.run.train import Parts
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the actor's, who tells us
@@ -687,7 +687,7 @@ def learn(folder: Path, plan: Plan, settings: RobotConfig, parent: int) -> None:
 
         signal.signal(signal.SIGTERM, stop)
         try:
-            learner.loop(alive=lambda: os.getppid() == parent)
+            learner.loop(alive=lambda: not end.is_set() and os.getppid() == parent)
         except NotFinite as error:
             raise SystemExit(
                 f"reverie: the learner stopped after {plural(learner.updates, 'update')}: {error}"
@@ -710,8 +710,9 @@ class Keeper:
     """Keeps a learner's process running: one that ends by itself is started again, a few times."""
 
     def __init__(self, folder: Path, plan: Plan, settings: RobotConfig, say: Callable[[str], None]):
-        self._args, self._say = (folder, plan, settings, os.getpid()), say
-        self._context = multiprocessing.get_context("spawn")
+        self._context, self._say = multiprocessing.get_context("spawn"), say
+        self._end = self._context.Event()
+        self._args = (folder, plan, settings, os.getpid(), self._end)
         self.restarts = 0
         self._closing = threading.Event()
         self._start()
@@ -735,9 +736,8 @@ class Keeper:
     def close(self) -> None:
         """Let it take in the rest and save."""
         self._closing.set()
-        with contextlib.suppress(AttributeError, OSError):
-            self.process.terminate()
-        self.process.join(120)
+        self._end.set()
+        self.process.join(300)
         if self.process.exitcode is None:
             self.process.kill()
 
