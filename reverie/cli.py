@@ -270,6 +270,7 @@ def show_list() -> int:
     print("  dmc/DOMAIN_TASK         the DeepMind Control Suite: dmc/cartpole_swingup, dmc/walker_walk, ...")
     print("  any Gymnasium id        Pendulum-v1, CartPole-v1, ... or module:Name-v0")
     print("  doom/take_cover         ViZDoom: dodge fireballs")
+    print("  reverie/A1-v0           a robot's twin; also reverie/PickPlace-v0 and reverie/Ball-v0")
     print(
         "  reverie/NAME            worlds of our own: reverie/Catch-v0; reverie/CarRacing-v0, with fast pictures"
     )

@@ -32,3 +32,24 @@ def test_a_toy_robot_is_short_and_learns_with_one_command(tmp_path, capsys) -> N
     assert int((~rows["is_last"]).sum()) == 300 and np.isfinite(rows["reward"]).all()
     assert main([*command, *settings, "--run", str(run), "--steps", "400"]) == 0  # the same command goes on
     assert Replay.open(run / "replay").counts[0] > replay.counts[0]
+
+
+def test_other_agents_learn_on_it_too(tmp_path) -> None:
+    settings = ["--steps", "150", "--prefill", "40", "--virtual-update", "200", "--no-video"]
+    command = ["robot", "sac", "--robot", f"{TOY}:Cart", "--preset", "debug"]
+    assert main([*command, *settings, "--run", str(tmp_path / "cart")]) == 0
+
+
+def test_agents_with_a_loop_of_their_own_are_refused(tmp_path, capsys) -> None:
+    command = [
+        "robot",
+        "world_models",
+        "--robot",
+        f"{TOY}:Cart",
+        "--preset",
+        "debug",
+        "--run",
+        str(tmp_path / "x"),
+    ]
+    assert main(command) == 2
+    assert "beside a robot" in capsys.readouterr().err

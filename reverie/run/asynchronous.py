@@ -45,10 +45,11 @@ from reverie.machine import CORES, prepare
 from reverie.robots.base import Reading, Robot, Twin, make_robot
 from reverie.run.folder import Plan, check_folder, size_in_bytes, write_plan
 from reverie.run.loop import RunConfig, at_least
+from reverie.run.online import length
 from reverie.run.person import Person
 from reverie.run.safety import Guard, Watchdog
 from reverie.run.spool import Intake, Spool, SpoolFull
-from reverie.types import ActionSpace, Agent, NotFinite, ObsSpace, ReverieError, Step
+from reverie.types import ActionSpace, Agent, Batch, Draws, NotFinite, ObsSpace, ReverieError, Step
 
 LOOK = 1.0  # seconds between two looks for newer weights, and for what the learner has taken
 AS_ENV = {"a1": "reverie/A1-v0", "pick_place": "reverie/PickPlace-v0", "ball": "reverie/Ball-v0"}
@@ -509,8 +510,7 @@ class Learner:
         n = (1 if self.allowed() else 0) if updates is None else updates
         n = n if self.ready else 0
         for _ in range(n):
-            batch = self.replay.sample(self.config.batch_size, self.config.batch_length, self.rng)
-            self.logger.add(self.agent.update(batch))
+            self.logger.add(self.agent.update(self.draw()))
             self.updates += 1
         now = self.clock.now()
         if now - self.published >= self.settings.sync_every:
@@ -540,9 +540,14 @@ class Learner:
         self.save()
         self.publish()
 
+    def draw(self) -> Batch:
+        if isinstance(self.agent, Draws):
+            return self.agent.sample(self.replay, self.rng)
+        return self.replay.sample(self.config.batch_size, length(self.config), self.rng)
+
     @property
     def ready(self) -> bool:
-        return self.decisions >= self.config.prefill and self.replay.rows >= self.config.batch_length + 1
+        return self.decisions >= self.config.prefill and self.replay.rows >= length(self.config) + 1
 
     @property
     def ratio(self) -> float:
@@ -621,7 +626,7 @@ def make_replay(intake: Intake, plan: Plan, settings: RobotConfig, folder: Path)
     """All rows that the run can make, as far as ``replay_size`` holds them; one that exists keeps its size."""
     most = Replay.capacity_for(size_in_bytes(settings.replay_size), intake.obs_space, intake.act_space)
     rows = min(2 * plan.config.steps + 2, most)
-    if rows < 2 * plan.config.batch_length:
+    if rows < 2 * length(plan.config):
         raise ReverieError(f"--replay-size {settings.replay_size} is too small for sequences of this length")
     old = read_about(folder / "replay")
     return Replay(intake.obs_space, intake.act_space, old["capacity"] if old else rows, 1, folder / "replay")
@@ -773,7 +778,8 @@ def carry_out(plan: Plan, settings: RobotConfig, folder: Path, robot: Robot) -> 
 
     if getattr(presets.agent_class(plan.agent), "loop", "online") != "online":
         raise ReverieError(
-            f"{plan.agent} learns in stages and can not learn on a robot that goes on meanwhile"
+            f"{plan.agent} has a loop of its own and can not learn beside a robot; agents that learn from a "
+            "replay can"
         )
     torch.set_num_threads(1)
     virtual = settings.virtual_update > 0
