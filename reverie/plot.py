@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from reverie.imagine import Foresight
 from reverie.media import atomic
 from reverie.reproduce import statistics
 from reverie.reproduce.runs import read_config, read_json, read_metrics, series, short
@@ -158,6 +159,29 @@ def plot_runs(
     return out
 
 
+def foresight(found: Foresight, path: str | Path, title: str = "") -> list[Path]:
+    """Error over horizon beside the world's own doubt, and beside the belief that nothing moves, as ``path``.svg
+    and ``path``.png. A doubt below the error is overconfidence."""
+    x = np.arange(1, len(found.error) + 1)
+    with style():
+        figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+        axes = figure.add_subplot()
+        lines = (
+            ("error", found.error, COLOURS[0], "-"),
+            ("its own doubt", found.spread, COLOURS[1], (0, (4, 2))),
+            ("nothing moves", found.still, QUIET, (0, (1, 2))),
+        )
+        for _, values, colour, dashes in lines:
+            axes.plot(x, values, color=colour, lw=2.2, ls=dashes)
+        axes.set(
+            title=title, xlabel="steps imagined", ylabel="standard deviations of the data", ylim=(0, None)
+        )
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.margins(x=0.01)
+        label_ends(axes, [(float(values[-1]), name, colour) for name, values, colour, _ in lines])
+        return save(figure, path)
+
+
 def draw(
     axes: Axes,
     arms: Mapping[str, Sequence[Curve]],
@@ -213,15 +237,15 @@ def label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
     """Write (height, text, colour) at the right edge, moved apart where they would lie on each other."""
     if not ends:
         return
-    low, high = axes.get_ylim()
+    height = lambda y: float(axes.transLimits.transform(axes.transScale.transform((1.0, y)))[1])
     inches = axes.get_position().height * axes.figure.get_figheight()  # type: ignore[union-attr]
     line = 0.16 / max(inches, 0.5)
-    wanted = sorted(((y - low) / (high - low), text, colour) for y, text, colour in ends)
+    wanted = sorted((height(y), text, colour) for y, text, colour in ends)
     heights = apart([w for w, _, _ in wanted], [line * (1 + text.count("\n")) for _, text, _ in wanted])
-    for (_, text, colour), height in zip(wanted, heights, strict=True):
+    for (_, text, colour), place in zip(wanted, heights, strict=True):
         axes.annotate(
             text,
-            (1.015, height),
+            (1.015, place),
             xycoords="axes fraction",
             va="center",
             color=colour,

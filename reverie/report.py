@@ -167,9 +167,12 @@ def _videos(folder: Path) -> str:
         "Rows from above: what happened, what the model says, the error around grey. The bar turns orange "
         "where the model stops looking."
     )
-    return _figures(dreams, "The open-loop dream video", told) + _figures(
-        acts, "The video of an episode", "An episode of the evaluation."
-    )
+    errors = folder / "videos" / "prediction_error.png"
+    foresight = ""
+    if errors.exists():
+        foresight = _figures([errors], "", "How far the model sees, and how far it believes to see.")
+    films = _figures(dreams, "The open-loop dream video", told) if dreams or not foresight else ""
+    return foresight + films + _figures(acts, "The video of an episode", "An episode of the evaluation.")
 
 
 def _figures(paths: Sequence[Path], what: str, caption: str) -> str:
@@ -187,7 +190,7 @@ def _figures(paths: Sequence[Path], what: str, caption: str) -> str:
             continue
         name = html.escape(path.stem.replace("_", " "))
         made += (
-            f'<figure><img class="film" alt="{name}" src="{_data("image/gif", data)}">'
+            f'<figure><img class="film" alt="{name}" src="{_data(f"image/{path.suffix[1:]}", data)}">'
             f"<figcaption><b>{name}.</b> {html.escape(caption)}</figcaption></figure>"
         )
     return made

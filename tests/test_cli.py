@@ -43,8 +43,8 @@ def test_evaluate_and_plot(run, capfd, tmp_path):
     assert out.splitlines()[1].startswith("random policy ")
     out, _ = said(capfd, f"plot {run} --out {tmp_path / 'curve.svg'}", 0)
     assert (tmp_path / "curve.svg").exists() and "curve.svg" in out
-    _, err = said(capfd, f"imagine {run}", 2)
-    assert "no picture to imagine" in err
+    out, _ = said(capfd, f"imagine {run}", 0)  # it sees vectors: how far it foresees them
+    assert "prediction_error.svg" in out and "gif" not in out
 
 
 def test_help_of_everything_names_its_settings(capfd):

@@ -9,7 +9,7 @@ from reverie.presets import AGENTS, PRESETS, agent_class, config_class, known, r
 from reverie.types import ActionSpace, Agent, Batch, ReverieError, Space
 
 IMAGE = {"image": Space((64, 64, 3), "uint8")}
-DISCRETE = {"i2a"}  # takes one choice among several
+DISCRETE = {"dyna_q", "i2a"}  # takes one choice among several
 VECTOR = {"vector": Space((3,))}
 EVERY = [(agent, preset) for agent in AGENTS for preset in PRESETS[agent]]
 
@@ -42,14 +42,15 @@ def test_every_preset_builds(agent, preset):
 @pytest.mark.parametrize("agent", AGENTS)
 def test_debug_takes_an_update(agent):
     config = resolve(agent, ["debug"])
-    built = agent_class(agent)(seen(config), ActionSpace(2, (2,) if agent in DISCRETE else ()), config)
+    space = ActionSpace(2, (2,) if agent in DISCRETE else ())
+    built = agent_class(agent)(seen(config), space, config)
     b, t = getattr(config, "batch_size", 4), getattr(config, "batch_length", 6)
     no = torch.zeros(b, t, dtype=torch.bool)
     obs = {
         "image": torch.randint(0, 256, (b, t, 64, 64, 3), dtype=torch.uint8),
         "vector": torch.rand(b, t, 3),
     }
-    actions = torch.rand(b, t, 2)
+    actions = torch.rand(b, t, space.size)
     rows = {key: obs[key] for key in seen(config)}
     metrics = built.update(Batch(rows, actions, actions, torch.rand(b, t), no, no, no))
     assert all(torch.isfinite(torch.as_tensor(value)) for value in metrics.values())

@@ -1,4 +1,5 @@
-"""Three tiny worlds of our own: ``reverie/Catch-v0`` for a first minute, and two that check the plumbing.
+"""Tiny worlds of our own: ``reverie/Catch-v0`` for a first minute, ``reverie/DynaMaze-v0`` for a table, and two
+that check the plumbing.
 
 They are ordinary Gymnasium environments, so they go through the same adapter as everyone else's.
 """
@@ -51,6 +52,63 @@ class Catch(gymnasium.Env):
         ):
             picture[2 + 6 * row : 8 + 6 * row, 2 + 6 * column : 8 + 6 * column] = colour
         return picture
+
+
+class DynaMaze(gymnasium.Env):
+    """Sutton & Barto's maze (2nd ed., Fig. 8.2): nine columns, six rows, 47 free cells, the goal 14 moves away.
+
+    The observation is the number of the cell, row by row from the top left; actions are up, down, left, right. A
+    move into a wall or over the border stays. Reaching the goal ends the episode and is worth 1, all else 0.
+    Nothing is random, and no clock runs.
+    """
+
+    metadata = {  # noqa: RUF012
+        "render_modes": ["rgb_array"],
+        "render_fps": 8,
+    }
+    rows, columns = 6, 9
+    start, goal = (2, 0), (0, 8)
+    walls = frozenset({(1, 2), (2, 2), (3, 2), (0, 7), (1, 7), (2, 7), (4, 5)})
+    moves = ((-1, 0), (1, 0), (0, -1), (0, 1))
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self.observation_space = spaces.Discrete(self.rows * self.columns)
+        self.action_space = spaces.Discrete(len(self.moves))
+        self.at = self.start
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[int, dict]:
+        super().reset(seed=seed)
+        self.at = self.start
+        return self._cell(), {}
+
+    def step(self, action: Any) -> tuple[int, float, bool, bool, dict]:
+        self.at = self.after(self.at, int(action))
+        there = self.at == self.goal
+        return self._cell(), float(there), there, False, {}
+
+    def after(self, at: tuple[int, int], action: int) -> tuple[int, int]:
+        """The cell that a move from ``at`` leads to."""
+        row, column = at[0] + self.moves[action][0], at[1] + self.moves[action][1]
+        inside = 0 <= row < self.rows and 0 <= column < self.columns
+        return (row, column) if inside and (row, column) not in self.walls else at
+
+    def render(self) -> np.ndarray:
+        picture = np.full((self.rows, self.columns, 3), 235, np.uint8)
+        for cells, colour in (
+            (self.walls, (60, 64, 67)),
+            ((self.start,), (200, 215, 230)),
+            ((self.goal,), (0, 158, 115)),
+            ((self.at,), (213, 94, 0)),
+        ):
+            for cell in cells:
+                picture[cell] = colour
+        picture = picture.repeat(24, 0).repeat(24, 1)
+        picture[::24] = picture[:, ::24] = 255
+        return picture
+
+    def _cell(self) -> int:
+        return self.at[0] * self.columns + self.at[1]
 
 
 class Probe(gymnasium.Env):
@@ -106,6 +164,6 @@ class Everything(gymnasium.Env):
         return self.observation_space.sample(), float(action.sum()), self.t == 5, False, {}
 
 
-for _world in (Catch, Probe, Everything):
+for _world in (Catch, DynaMaze, Probe, Everything):
     if f"reverie/{_world.__name__}-v0" not in gymnasium.registry:
         gymnasium.register(f"reverie/{_world.__name__}-v0", f"{__name__}:{_world.__name__}")

@@ -14,6 +14,7 @@ Planners search without gradients but do not switch them off: that is for the ag
 ``mppi.MPPI`` averages all, the better ones counting more.
 """
 
+import math
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
@@ -79,6 +80,20 @@ def draw_normal(
     """Continuous candidates: normal, then clipped to [-1, 1]. ``noise`` is a buffer, filled anew."""
     candidates = torch.addcmul(mean, std, noise.normal_(generator=generator)).clamp_(-1, 1)
     return candidates.contiguous()  # free, unless mean or std came in another layout
+
+
+def draw_bounded(
+    mean: Float[Tensor, "H B 1 A"],
+    std: Float[Tensor, "H B 1 A"],
+    noise: Float[Tensor, "H 1 N A"],
+    generator: torch.Generator | None,
+) -> Candidates:
+    """Continuous candidates within two std of the mean and within [-1, 1], by cutting the normal and capping its std
+    at half of the way to the nearer bound. ``noise`` is a buffer, filled anew."""
+    inside = math.erf(2**0.5)  # probability of lying within two std
+    std = torch.minimum(std, torch.minimum(mean + 1, 1 - mean).clamp(min=0) / 2)
+    normal = noise.uniform_(-inside, inside, generator=generator).erfinv_().mul_(2**0.5)
+    return torch.addcmul(mean, std, normal).contiguous()
 
 
 def draw_one_hot(

@@ -12,6 +12,9 @@
 PlaNet (Hafner et al. 2019), Algorithm 2, with the spread of its code: the population std, 1e-6 added to the
 variance, where the paper prints a mean absolute deviation. PlaNet has no discrete actions; for them the
 method keeps its shape: probabilities take the place of mean and std, the elites' frequencies are the refit.
+
+With ``bounded`` the candidates are PETS' (Chua et al. 2018): normals cut at two std, and the std at half of the
+way to the nearer bound, so that none needs clipping. They shrink faster, and a mean reaches a bound slowly.
 """
 
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ from reverie.planners import (
     Rollout,
     check_found,
     check_settings,
+    draw_bounded,
     draw_normal,
     draw_one_hot,
     evaluate,
@@ -48,6 +52,10 @@ class CEM:
     min_var: float = 1e-6  # added to the elites' variance (continuous), planet/control/planning.py
     momentum: float = 0.0  # share of the old mean and variance kept at a refit; PETS has 0.1
     smoothing: float = 0.01  # share of the probability spread evenly over a group at a refit (discrete)
+    bounded: bool = False  # continuous: candidates reach to two std and no further, as in PETS
+    enough: float = (
+        0.0  # continuous: a stream searches no further once its variances are below; PETS has 0.001
+    )
 
     def __post_init__(self) -> None:
         check_settings(self, iterations=self.iterations, candidates=self.candidates, elites=self.elites)
@@ -85,10 +93,17 @@ class CEM:
             mean = torch.zeros(shape, device=device) if start is None else start
             var = torch.full(shape, self.std**2, device=device)
             for _ in range(self.iterations):
-                elites, returns = self._elites(rollout, draw_normal(mean, var.sqrt(), noise, generator))
+                open_ = var.amax((0, 3), keepdim=True) >= self.enough  # 1 B 1 1: streams still searching
+                if not bool(open_.any()):
+                    break
+                if self.bounded:
+                    candidates = draw_bounded(mean, var.sqrt(), noise, generator)
+                else:
+                    candidates = draw_normal(mean, var.sqrt(), noise, generator)
+                elites, returns = self._elites(rollout, candidates)
                 elite_var, elite_mean = torch.var_mean(elites, 2, correction=0, keepdim=True)
-                mean = torch.lerp(elite_mean, mean, self.momentum)
-                var = torch.lerp(elite_var + self.min_var, var, self.momentum)
+                mean = torch.where(open_, torch.lerp(elite_mean, mean, self.momentum), mean)
+                var = torch.where(open_, torch.lerp(elite_var + self.min_var, var, self.momentum), var)
             plan = mean
 
         check_found(returns)

@@ -1,9 +1,9 @@
 """What a claim is: a sentence from a paper, the runs that could contradict it, and how they are judged.
 
-A claim names its *arms* (who is compared) for each budget, and *comparisons*: differences that the claim says
-are positive. The verdict is computed. It *holds* if every comparison's interval lies above zero, *fails* if
-one lies below, and is *open* otherwise; also where fewer than three runs, or episodes, stand on a side, or a
-run broke down.
+A claim names its *arms* (who is compared) for each budget, *comparisons*, differences that the claim says are
+positive, and numbers that are *expected*. The verdict is computed. It *holds* if every comparison's interval
+lies above zero and every mean's contains its number, *fails* if one lies below or misses it, and is *open*
+otherwise; also where fewer than three runs, or episodes, stand on a side, or a run broke down.
 """
 
 from __future__ import annotations
@@ -77,6 +77,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """The claim says: the mean of a measure over the runs is ``value``, as far as so many runs can tell.
+
+    It holds if the mean's bootstrap interval contains the value, and fails if not. ``confidence`` is that of the
+    interval: where k numbers are asked for at once, one in k (1 - confidence) studies of the truth would fail.
+    """
+
+    name: str
+    of: Of
+    value: int | float
+    source: str
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
 class Sweep:
     """A side panel: one measure over several arms that differ in one setting."""
 
@@ -108,6 +123,8 @@ class Claim:
     comparisons: tuple[Comparison, ...]
     sweeps: tuple[Sweep, ...] = ()
     published: tuple[Published, ...] = ()
+    expected: tuple[Expected, ...] = ()
+    train: Callable[..., Any] | None = None  # makes a run, where it is not the package's own training
     films: bool = False  # predict open loop after each run, and print the strip
     study: str = ""  # claims of one study share their runs; the claim's own name if empty
 
@@ -128,11 +145,15 @@ class Outcome:
     counts: bool
     interval: statistics.Interval
     runs: int
+    equal: bool = False  # the difference is claimed to be zero, not positive
+    confidence: float = 0.95
 
     @property
     def verdict(self) -> Verdict:
         if self.runs < LEAST_RUNS or not np.isfinite([self.interval.low, self.interval.high]).all():
             return "open"
+        if self.equal:
+            return "holds" if self.interval.low <= 0 <= self.interval.high else "fails"
         return "holds" if self.interval.low > 0 else "fails" if self.interval.high < 0 else "open"
 
 
@@ -174,6 +195,18 @@ def outcomes(comparison: Comparison, runs: Sequence[Run]) -> list[Outcome]:
     return found or [
         Outcome(comparison.name, left.measure.unit, comparison.counts, statistics.Interval(*[np.nan] * 3), 0)
     ]
+
+
+def meets(expected: Expected, runs: Sequence[Run]) -> Outcome:
+    """How far the runs' mean is from the number that is expected."""
+    values = pooled(by_arm(runs).get(expected.of.arm, []), expected.of.measure)
+    away = [v - expected.value for numbers in values.values() for v in numbers]
+    interval = statistics.Interval(*[np.nan] * 3)
+    if away:
+        mean = lambda x: x.mean(-1)
+        interval = statistics.bootstrap_interval(away, mean, expected.confidence)
+    name = f"{expected.name} - {expected.value:g} = 0"
+    return Outcome(name, expected.of.measure.unit, True, interval, len(away), True, expected.confidence)
 
 
 _claims: dict[str, Claim] = {}

@@ -14,6 +14,7 @@ from reverie.reproduce import statistics
 from reverie.reproduce.claims import Budget, Claim, Outcome, Sweep
 from reverie.reproduce.runs import Run, Values, by_arm, pooled, short
 
+SHOWN = {"return": "evaluation return", "length": "steps of an episode"}
 WORDS = {"holds": plot.COLOURS[2], "open": plot.QUIET, "fails": plot.COLOURS[1]}
 
 
@@ -59,14 +60,17 @@ def _curves(axes: Axes, claim: Claim, size: Budget, runs: Sequence[Run], task: s
     ]
     # more arms than colours would lie to the eye; the palette has eight
     random = float(np.mean(chance)) if chance else None
+    clock = next(arm.clock for arm in size.arms if arm.shown)
+    if clock.shows == "length":  # from thousands of steps to a few
+        axes.set_yscale("log")
     plot.draw(axes, arms, random=random, published=lines, colours=colours)
-    label = next(arm.clock.label for arm in size.arms if arm.shown)
-    axes.set(title=short(task), xlabel=label, ylabel="evaluation return")
+    axes.set(title=short(task), xlabel=clock.label, ylabel=SHOWN[clock.shows])
 
 
 def _forest(axes: Axes, found: Sequence[Outcome]) -> None:
     """One row a comparison: its words, its interval against zero, each to its own scale (units differ)."""
-    axes.set_title("What the claim says is positive")
+    zero = ", and what is zero (=)" if any(outcome.equal for outcome in found) else ""
+    axes.set_title(f"What the claim says is positive{zero}")
     rows = max(len(found), 1)
     for row, outcome in enumerate(reversed(found)):
         middle, low, high = outcome.interval
@@ -80,7 +84,8 @@ def _forest(axes: Axes, found: Sequence[Outcome]) -> None:
         if np.isfinite(middle):
             face = colour if outcome.counts else "white"
             axes.plot(middle / reach, row, "o", ms=7, mfc=face, mec=colour, mew=1.6, zorder=3)
-            said = f"{_figures(middle)}, 95 % interval {_figures(low)} to {_figures(high)} {outcome.unit}"
+            span = f"{outcome.confidence * 100:g} % interval {_figures(low)} to {_figures(high)}"
+            said = f"{_figures(middle)}, {span} {outcome.unit}"
         axes.text(-4, row + 0.17, outcome.name, fontsize=8.5, fontweight="bold", va="center")
         axes.text(-4, row - 0.2, said, fontsize=8, color=plot.QUIET, va="center")
         axes.text(1.15, row, outcome.verdict, fontsize=8.5, fontweight="bold", color=colour, va="center")

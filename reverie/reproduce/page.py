@@ -9,9 +9,11 @@ from reverie.reproduce.claims import LEAST_RUNS, Claim, Outcome
 from reverie.reproduce.runs import short
 
 MEANING = {
-    "holds": "every difference below that decides lies above zero with its whole 95 % interval.",
+    "holds": "every difference below that decides lies above zero with its whole 95 % interval, and around zero "
+    "where a number is expected.",
     "open": "the runs made so far do not settle it.",
-    "fails": "a difference that the claim says is positive lies below zero with its whole 95 % interval.",
+    "fails": "a difference that the claim says is positive lies below zero with its whole 95 % interval, or a number "
+    "that is expected was missed.",
 }
 
 
@@ -54,6 +56,7 @@ def render(
                 o.verdict if o.counts else f"{o.verdict} (not decisive)",
             )
             for o in found
+            if not o.equal
         ],
     )
     lines += [
@@ -77,6 +80,22 @@ def render(
             for name, m in s["measures"].items()
         ],
     )
+    if claim.expected:
+        lines += ["", "## What was expected", ""]
+        lines += _table(
+            ("number", "mean over the runs", "interval", "of", "expected", "source"),
+            [
+                (
+                    e.name,
+                    _number(o.interval.estimate + e.value),
+                    f"{_number(o.interval.low + e.value)} to {_number(o.interval.high + e.value)}",
+                    f"{e.confidence:.0%}",
+                    _number(e.value),
+                    e.source,
+                )
+                for e, o in zip(claim.expected, [o for o in found if o.equal], strict=True)
+            ],
+        )
     if claim.published:
         clocks = {arm.name: arm.clock.label for arm in claim.budget("paper").arms}
         shown = {(p["arm"], p["env"], p["value"]) for p in s["published"]}

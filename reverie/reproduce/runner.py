@@ -34,6 +34,7 @@ from reverie.reproduce.claims import (
     Published,
     Verdict,
     get_claim,
+    meets,
     outcomes,
     verdict,
 )
@@ -44,7 +45,6 @@ from reverie.reproduce.runs import (
     MODEL_ERROR,
     Measure,
     Run,
-    by_arm,
     pooled,
     read_json,
     read_metrics,
@@ -132,7 +132,7 @@ def reproduce(
         for number, run in enumerate(planned, 1):
             title = f"{number}/{len(planned)}  {run.arm.name}, {run.env}, seed {run.seed}"
             try:
-                _carry_out(run, claim, size.preset, title, console, train_fn, predict_fn)
+                _carry_out(run, claim, size.preset, title, console, train_fn or claim.train, predict_fn)
             except Stopped as error:
                 console.print(f"  {error}; the same command goes on from here", highlight=False)
                 break
@@ -275,6 +275,7 @@ def write_results(
     if not done:
         raise ReverieError(f"'{name}' has no finished run under {runs} at budget '{budget}'; run it first")
     found = [outcome for comparison in claim.comparisons for outcome in outcomes(comparison, done)]
+    found += [meets(expected, done) for expected in claim.expected]
     out = Path(results) / name / budget
     summary = summarise(claim, budget, seeds, planned, done, found, failures)
     _write(out / "summary.json", summary)
@@ -338,6 +339,7 @@ def summarise(
                 "runs": o.runs,
                 "counts": o.counts,
                 "verdict": o.verdict,
+                **({"expected": 0} if o.equal else {}),
             }
             for o in found
         ],
@@ -350,9 +352,10 @@ def measures(claim: Claim, runs: Sequence[Run]) -> dict[str, Any]:
     """What the comparisons and sweeps look at, arm by arm: IQM, interval, and the number of each run."""
     wanted: dict[tuple[str, str], Measure] = {}
     if not claim.films:
-        wanted |= {(arm, FINAL_RETURN.name): FINAL_RETURN for arm in by_arm(runs)}
+        wanted |= {(r.arm, FINAL_RETURN.name): FINAL_RETURN for r in runs if r.clock.shows == "return"}
     for c in claim.comparisons:
         wanted |= {(side.arm, side.measure.name): side.measure for side in (c.left, c.right)}
+    wanted |= {(e.of.arm, e.of.measure.name): e.of.measure for e in claim.expected}
     for sweep in claim.sweeps:
         wanted |= {(arm, sweep.measure.name): sweep.measure for _, arm in sweep.arms}
     table = {}
@@ -404,7 +407,7 @@ def _curve(run: Run) -> dict[str, Any]:
             "env_steps": run.at("env_steps", x).astype(int).tolist(),
             "updates": run.at("updates", x).round(1).tolist(),
             "seconds": run.at("seconds", x).round(2).tolist(),
-            "return": y.round(4).tolist(),
+            run.clock.shows: y.round(4).tolist(),
         }
     head: dict[str, Any] = {"arm": run.arm, "env": run.env, "seed": run.seed}
     return {**head, **lines[run.env]} if len(run.tasks) == 1 else {**head, "tasks": lines}
@@ -460,9 +463,7 @@ def _duration(seconds: float) -> str:
 def _tell(console: Console, summary: Mapping[str, Any], results: Path) -> None:
     from rich.table import Table
 
-    table = Table(
-        "claimed to be positive", "difference", "95 % interval", "verdict", box=None, padding=(0, 2)
-    )
+    table = Table("claimed to be positive", "difference", "interval", "verdict", box=None, padding=(0, 2))
     for c in summary["comparisons"]:
         low, high, middle = (("-" if c[k] is None else f"{c[k]:.4g}") for k in ("low", "high", "estimate"))
         table.add_row(

@@ -75,16 +75,18 @@ def _number(value: Any) -> TypeGuard[float]:
 
 
 class Clock(NamedTuple):
-    """What the length of a run is counted in."""
+    """What the length of a run is counted in, and what is drawn over it."""
 
     setting: str  # of the agent: how long the run is
     metric: str  # in metrics.jsonl: how far it is
     every: str  # setting: how often it is evaluated
     label: str
+    shows: str = "return"  # of evaluations, or of training episodes where nothing was evaluated
 
 
 ENV_STEPS = Clock("steps", "env_steps", "eval_every", "env steps")
 GENERATIONS = Clock("generations", "generation", "eval_generations", "generations")
+EPISODES = Clock("episodes", "episode", "eval_every", "episodes", "length")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class Run:
     def curve(self, task: str | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Env steps (or what else it is counted in) and evaluation returns; returns of training episodes where
         nothing was evaluated."""
-        for key in ("eval/return", "episode/return"):
+        for key in (f"eval/{self.clock.shows}", f"episode/{self.clock.shows}"):
             name = key if len(self.tasks) == 1 else f"{key}/{short(task or self.env)}"
             x, y = series(self.rows, name, self.clock.metric)
             if len(x):

@@ -19,13 +19,14 @@ from reverie.envs import Env, Envs, SerialEnvs, WorkerEnvs, make_env
 from reverie.envs.base import Goals
 from reverie.envs.batch import BatchEnvs, batched
 from reverie.envs.pixels import preset as renderer
+from reverie.imagine import prediction_error
 from reverie.logger import Logger, duration, plural
 from reverie.machine import CORES, prepare
 from reverie.run.evaluate import Evaluation, evaluate
 from reverie.run.folder import Plan, check_folder, read_json, read_plan, size_in_bytes, write_json, write_plan
 from reverie.run.loop import Loop, RunConfig, at_least
 from reverie.run.online import Online, length
-from reverie.types import ActionSpace, Agent, ObsSpace, ReverieError
+from reverie.types import ActionSpace, Agent, ObsSpace, ReverieError, World
 
 EVAL_SEED = 1_000_003  # evaluation episodes never start where training ones do
 LONGEST = 10_000  # decisions of an episode, when nobody knows
@@ -336,6 +337,8 @@ def show(plan: Plan, loop: Loop, result: Evaluation) -> None:
         seen = max(loop.replay.counts) > 1  # a run with another's world has lived through nothing
         if seen and any(space.is_image for space in loop.eval_envs.obs_space.values()):
             save_dreams(loop.agent, loop.replay, folder, plan.run.seed)
+        if seen:
+            save_foresight(loop.agent, loop.replay, folder, plan.run.seed)
     except (ReverieError, OSError, ValueError) as error:
         warnings.warn(f"the pictures of this evaluation could not be made: {error}", stacklevel=2)
 
@@ -368,6 +371,24 @@ def save_dreams(
             ),
         ]
     return made
+
+
+def save_foresight(
+    agent: Agent, replay: Replay, folder: Path, seed: int, context: int = 5, length: int = 50
+) -> list[Path]:
+    """The error of 32 open-loop predictions over their horizon, as a figure; none for an agent without a world, or
+    one that sees no vectors."""
+    world = getattr(agent, "world", None)
+    if not isinstance(world, World) or all(space.is_image for space in replay.obs_space.values()):
+        return []
+    from reverie import plot
+
+    length = min(length, max(replay.counts))
+    batch = replay.sample(32, length, np.random.default_rng([seed, 3]))
+    found = prediction_error(world, batch, min(context, length - 1))
+    if not len(found.error):
+        return []
+    return plot.foresight(found, folder / "videos" / "prediction_error", "Predicted from the actions alone")
 
 
 # Building the parts
@@ -520,20 +541,22 @@ def evaluate_run(
 
 
 def imagine_run(folder: Path, context: int, length: int, seed: int) -> list[Path]:
-    """Open-loop videos from the newest checkpoint of a run and its replay; their paths."""
+    """Open-loop videos, and for vectors the error over the horizon, from the newest checkpoint of a run and its
+    replay; their paths."""
     if not 0 < context < length:
         raise ReverieError(f"imagine needs 0 < context < length, got context {context} and length {length}")
     player = load(folder)
-    if not any(space.is_image for space in player.obs_space.values()):
-        raise ReverieError(
-            f"{folder} was trained on {', '.join(player.obs_space)}: there is no picture to imagine"
-        )
+    if not isinstance(getattr(player.agent, "world", None), World):
+        raise ReverieError(f"{folder} is a run of {player.plan.agent}, which has no world to imagine in")
     replay = open_replay(player.plan, folder)
     if max(replay.counts) < length:
         raise ReverieError(
             f"the replay of {folder} holds {max(replay.counts)} rows in a row; imagine with a --length up to that"
         )
-    return save_dreams(player.agent, replay, folder, seed, context, length)
+    made = save_foresight(player.agent, replay, folder, seed, context, length)
+    if any(space.is_image for space in player.obs_space.values()):
+        made += save_dreams(player.agent, replay, folder, seed, context, length)
+    return made
 
 
 def open_replay(plan: Plan, folder: Path) -> Replay:

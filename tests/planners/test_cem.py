@@ -1,9 +1,10 @@
 """The cross-entropy method: PlaNet's numbers on a quadratic, and each line of its algorithm."""
 
+import numpy as np
 import pytest
 import torch
 
-from reverie.planners import draw_one_hot
+from reverie.planners import draw_bounded, draw_one_hot
 from reverie.planners.cem import CEM
 from reverie.types import ActionSpace
 
@@ -145,3 +146,72 @@ def test_a_choice_without_probability_is_never_drawn():
     drawn = draw_one_hot(probs, (5,), torch.empty(1, 1, 100_000, 1), rng())
     assert (drawn.sum(-1) == 1).all()
     assert drawn[..., [0, 2, 4]].sum() == 0
+
+
+# PETS' candidates
+
+
+def distances(d, seeds, optimum=0.4, candidates=500, elites=50):
+    """Mean squared distance of the mean to the optimum after each of five iterations."""
+    found = np.zeros((len(seeds), 5))
+    for i, seed in enumerate(seeds):
+        for k in range(1, 6):
+            cem = CEM(1, k, candidates, elites, std=0.5, min_var=0.0, momentum=0.1, bounded=True)
+            rollout = lambda a: -(a[0] - optimum).square().sum(-1)
+            plan = cem(rollout, 1, ActionSpace(d), torch.Generator().manual_seed(seed))
+            found[i, k - 1] = (plan[0, 0] - optimum).square().sum()
+    return found.mean(0)
+
+
+@pytest.mark.parametrize(
+    ("d", "expected"),
+    [
+        (1, [1.9e-3, 2.4e-5, 4.7e-7, 3.2e-8, 3.2e-9]),
+        (5, [0.129, 1.57e-2, 1.86e-3, 2.8e-4, 5.8e-5]),
+        (30, [2.72, 1.52, 0.839, 0.459, 0.250]),
+    ],
+)
+def test_bounded_search_on_a_quadratic_at_pets_setting(d, expected):
+    """The first iterations agree closely; the last of one dimension are spread over orders of magnitude."""
+    found = distances(d, range(60))
+    np.testing.assert_allclose(found[:3], expected[:3], rtol=0.5 if d == 1 else 0.15)
+    np.testing.assert_allclose(found[3:], expected[3:], rtol=0.9 if d == 1 else 0.3)
+
+
+def test_an_optimum_on_the_edge_is_approached_slowly():
+    found = distances(5, range(40), optimum=1.0)
+    np.testing.assert_allclose(found, [2.46, 1.25, 0.67, 0.37, 0.218], rtol=0.1)
+    assert distances(5, range(40), optimum=0.9)[-1] == pytest.approx(0.084, rel=0.25)
+
+
+def test_bounded_candidates_reach_two_std_and_never_the_outside():
+    mean = torch.tensor([-0.9, 0.0, 0.5]).view(1, 1, 1, 3)
+    std = torch.full((1, 1, 1, 3), 0.4)
+    noise = torch.empty(1, 1, 50_000, 3)
+    drawn = draw_bounded(mean, std, noise, torch.Generator().manual_seed(0))[0, 0]
+    capped = torch.tensor([0.05, 0.4, 0.25])
+    assert ((drawn - mean[0, 0]).abs() <= 2 * capped + 1e-6).all() and (drawn.abs() <= 1).all()
+    # a normal cut at two std has 0.8796 of its std
+    torch.testing.assert_close(drawn.std(0) / capped, torch.full((3,), 0.8796), atol=0.01, rtol=0)
+
+
+def test_a_stream_that_has_found_it_rests():
+    """With ``enough`` a narrow stream keeps its mean, whatever its neighbour still looks for."""
+    calls = []
+
+    def rollout(candidates):
+        calls.append(candidates.clone())
+        return -candidates.square().sum((0, 3)) * torch.tensor([[1.0], [1.0]])
+
+    cem = CEM(1, 50, 200, 20, std=0.5, min_var=0.0, momentum=0.1, bounded=True, enough=1e-3)
+    guess = torch.tensor([0.0, 0.8]).view(2, 1, 1)
+    both = cem(rollout, 2, ActionSpace(1), torch.Generator().manual_seed(0), guess=guess)
+    assert len(calls) < 50
+    alone = cem(
+        lambda a: rollout(a.repeat(1, 2, 1, 1))[:1],
+        1,
+        ActionSpace(1),
+        torch.Generator().manual_seed(0),
+        guess=guess[:1],
+    )
+    torch.testing.assert_close(both[:1], alone)

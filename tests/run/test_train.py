@@ -133,7 +133,7 @@ def test_more_steps_go_on(run, capsys):
     assert "Finished: 2" in finished(run)
 
 
-def test_vectors_in_memory_have_no_pictures_to_imagine(tmp_path):
+def test_vectors_in_memory_have_an_error_to_look_at_and_no_pictures(tmp_path):
     folder = tmp_path / "run"
     reverie.train(
         "dreamer_v1",
@@ -145,13 +145,14 @@ def test_vectors_in_memory_have_no_pictures_to_imagine(tmp_path):
         time_limit=30,
         replay_on_disk=False,
     )
-    assert not (folder / "videos").exists() and not (folder / "replay").exists()
+    figures = {"prediction_error.png", "prediction_error.svg"}
+    assert {path.name for path in (folder / "videos").iterdir()} == figures
+    assert not (folder / "replay").exists()
     policy = load(folder)
     assert policy.act(policy.make_env().reset(0).obs).shape == (1,)
     replay = open_replay(policy.plan, folder)
     assert replay.counts[0] > 60
-    with pytest.raises(ReverieError, match="there is no picture to imagine"):
-        imagine_run(folder, 5, 20, 0)
+    assert {path.name for path in imagine_run(folder, 5, 20, 0)} == figures
     with pytest.raises(ReverieError, match="there is no picture to show"):
         evaluate_run(folder, 1, tmp_path / "film.gif")
 
