@@ -1,12 +1,15 @@
-"""How long one environment step with its 64x64 picture takes, against the stock way to draw it.
+"""How long one environment step with its picture takes, against the stock way to draw it.
 
     python benchmarks/envs.py [--steps 100] [--rounds 3] [--only carracing doom]
 
 "ours" goes the whole way to a row (``make_env(...).step``); "floor" is the bare library drawing at the same
 quality, without our adapter, and for CarRacing, where the drawing is ours, the game without a picture; "peer" is
-the stock renderer as a first user meets it. All three run on one core each in a process of their own (two kinds
-of OpenGL context in one process do not draw), turn by turn, and the median round counts. ``--only`` measures the
-rows whose names begin so, and leaves the others of the results as they are.
+the stock renderer as a first user meets it. Pictures are 64x64. Sokoban and MiniPacman have their own, 512 are
+stepped at once, and the time is that of one; their floor is the compiled rules and one copy of the observations.
+
+All run on one core each in a process of their own (two kinds of OpenGL context in one process do not draw), turn
+by turn, and the median round counts. ``--only`` measures the rows whose names begin so, and leaves the others of
+the results as they are.
 """
 
 import argparse
@@ -21,6 +24,7 @@ import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -144,6 +148,47 @@ def doom_bare() -> Step:
     return step
 
 
+def batch_of(world: str, **options: object) -> tuple[Any, np.ndarray]:
+    """``BATCH`` worlds, begun, and random actions "1000 n"."""
+    from reverie.envs.mini_pacman import MiniPacmans
+    from reverie.envs.sokoban import Sokobans
+
+    envs = {"sokoban": Sokobans, "mini_pacman": MiniPacmans}[world](BATCH, **options)
+    envs.reset(seed=0)
+    return envs, np.random.default_rng(0).integers(5, size=(1000, BATCH))
+
+
+def batch(world: str, **options: object) -> Step:
+    """One step of a whole batch."""
+    envs, actions = batch_of(world, **options)
+    turn = iter(range(10**9))
+    return lambda action: envs.step(actions[next(turn) % 1000])
+
+
+def batch_bare(world: str, **options: object) -> Step:
+    """The rules, and the bytes of an observation copied."""
+    envs, actions = batch_of(world, **options)
+    obs, awake, turn = envs.look(), np.zeros(BATCH, bool), iter(range(10**9))
+
+    def step(action: np.ndarray) -> None:
+        _, over = envs._advance(actions[next(turn) % 1000], awake)
+        if over.any():
+            envs._begin(np.flatnonzero(over))
+        obs.copy()
+
+    return step
+
+
+def level(size: int, boxes: int) -> Step:
+    """One level made."""
+    from reverie.envs.compiled import streams
+    from reverie.envs.sokoban_levels import make_level
+
+    random = streams([0])[0]
+    return lambda action: make_level(random, size, size, boxes)
+
+
+BATCH = 512
 WAYS: dict[str, Callable[[], Step]] = {
     "dmc near": lambda: ours("dmc/cartpole_swingup"),
     "dmc fast": lambda: ours("dmc/cartpole_swingup", renderer="fast"),
@@ -160,6 +205,14 @@ WAYS: dict[str, Callable[[], Step]] = {
     "doom": lambda: ours("doom/take_cover"),
     "doom bare": doom_bare,
     "doom stock": doom_stock,
+    "sokoban": lambda: batch("sokoban"),
+    "sokoban bare": lambda: batch_bare("sokoban"),
+    "sokoban sprites": lambda: batch("sokoban", obs="pixels"),
+    "sokoban sprites bare": lambda: batch_bare("sokoban", obs="pixels"),
+    "minipacman": lambda: batch("mini_pacman"),
+    "minipacman bare": lambda: batch_bare("mini_pacman"),
+    "level small": lambda: level(7, 2),
+    "level": lambda: level(10, 4),
 }
 DMC = "dm_control {dm-control} physics.render, mujoco {mujoco}"
 PENDULUM = "gymnasium {gymnasium} render at 500x500, Pillow {pillow} area resize"
@@ -172,7 +225,15 @@ ROWS = {  # what: the ways of ours, floor and peer, and the peer's name with the
     "carracing fast": ("carracing fast", "carracing bare", "carracing stock", RACE),
     "carracing exact": ("carracing exact", "carracing bare", "carracing stock", RACE),
     "doom take cover": ("doom", "doom bare", "doom stock", DOOM),
+    "sokoban planes": ("sokoban", "sokoban bare", None, None),
+    "sokoban sprites": ("sokoban sprites", "sokoban sprites bare", None, None),
+    "minipacman planes": ("minipacman", "minipacman bare", None, None),
+    "sokoban level 7x7, 2 boxes": ("level small", None, None, None),
+    "sokoban level 10x10, 4 boxes": ("level", None, None, None),
 }
+
+
+ROLES = ("ours", "floor", "stock")
 
 
 def measure(way: str, steps: int) -> float:
@@ -189,7 +250,8 @@ def measure(way: str, steps: int) -> float:
         start = time.perf_counter()
         for action in part:
             step(action)
-        stretches.append((time.perf_counter() - start) / len(part))
+        many = BATCH if way.startswith(("sokoban", "minipacman")) else 1
+        stretches.append((time.perf_counter() - start) / len(part) / many)
     return statistics.median(stretches)
 
 
@@ -209,7 +271,7 @@ def main() -> None:
     if not chosen:
         parser.error(f"there is no row {' or '.join(args.only)}; there are {', '.join(ROWS)}")
 
-    found: dict[str, list[float]] = {way: [] for row in chosen.values() for way in row[:3]}
+    found: dict[str, list[float]] = {way: [] for row in chosen.values() for way in row[:3] if way}
     for _ in range(args.rounds):
         for way in found:
             one = [sys.executable, str(Path(__file__).resolve()), "--one", way, "--steps", str(args.steps)]
@@ -226,15 +288,19 @@ def main() -> None:
     for what, (way, floor, peer, peer_name) in chosen.items():
         out[what] = {
             "what": what,
-            "ours": round(took[way], 7),
-            "unit": "s/step",
-            "floor": round(took[floor], 7),
-            "peer": round(took[peer], 7),
-            "peer_version": re.sub("{(.+?)}", lambda package: version(package[1]), peer_name),
+            "ours": float(f"{took[way]:.5g}"),
+            "unit": "s/level" if "level" in what else "s/step",
+            "floor": floor and float(f"{took[floor]:.5g}"),
+            "peer": peer and float(f"{took[peer]:.5g}"),
+            "peer_version": peer_name and re.sub("{(.+?)}", lambda package: version(package[1]), peer_name),
             "threads": 1,
         }
-        per_second = [f"{1 / took[name]:.0f}" for name in (way, floor, peer)]
-        print("{}: {} steps/s ours, {} floor, {} stock".format(what, *per_second))
+        per_second = [
+            f"{1 / took[name]:.0f} {role}"
+            for name, role in zip((way, floor, peer), ROLES, strict=True)
+            if name
+        ]
+        print(f"{what}: {', '.join(per_second)} per second")
     print(f"written to {rows.write('envs', list(out.values()))}")
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``reverie train | robot | evaluate | imagine | plot | reproduce | doctor | list``.
+"""The command line: ``reverie train | robot | evaluate | imagine | plot | reproduce | play | doctor | list``.
 
 Flags are made from the dataclasses they set, so a field's comment is its help text. Presets are laid over the
 paper's values first and single flags over those.
@@ -27,6 +27,7 @@ USAGE = """reverie: reinforcement learning in imagination
   reverie imagine RUN [--context N]        open-loop video: truth, prediction, error
   reverie plot RUN [RUN ...] [--out FILE]  learning curves
   reverie reproduce NAME [--budget B]      a paper's claim, as an experiment; --list shows them
+  reverie play [sokoban | mini_pacman]     a world of ours with the arrow keys, in the terminal
   reverie doctor [AGENT] [--env ENV]       what works on this machine, and how long a run will take
   reverie list                             agents, presets, environments
 
@@ -76,6 +77,19 @@ class Reproduce:
     runs: Path = Path("runs/reproduce")  # where the runs are kept; finished ones are not run again
     results: Path = Path("results")  # where the verdicts are written
     list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # show every claim
+
+
+@dataclass
+class Play:
+    """Play Sokoban or MiniPacman yourself: arrows move, space waits, n begins anew, q leaves."""
+
+    world: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WORLD")] = "sokoban"
+    """sokoban or mini_pacman"""
+    size: int = 10  # Sokoban's rows and columns, walls included
+    boxes: int = 4
+    levels: Path | None = None  # a Boxoban file or folder to play instead of new levels
+    task: str = "regular"  # MiniPacman's: regular, avoid, hunt, ambush, rush
+    seed: int | None = None  # the same game again
 
 
 @dataclass
@@ -131,6 +145,7 @@ def command(argv: list[str]) -> int:
         "imagine": Imagine,
         "plot": Plot,
         "reproduce": Reproduce,
+        "play": Play,
         "doctor": Doctor,
     }
     presets.known(name, [*commands, "train", "robot", "list"], "command")
@@ -251,6 +266,17 @@ def reproduce(args: Reproduce) -> int:
     return 0
 
 
+def play(args: Play) -> int:
+    from reverie.play import play_world
+
+    if args.world == "sokoban":
+        levels = 0 if args.levels is None else args.levels
+        play_world(args.world, args.seed, size=args.size, boxes=args.boxes, levels=levels)
+    else:
+        play_world(args.world, args.seed, task=args.task)
+    return 0
+
+
 def doctor(args: Doctor) -> int:
     from reverie.doctor import examine
 
@@ -272,7 +298,8 @@ def show_list() -> int:
     print("  doom/take_cover         ViZDoom: dodge fireballs")
     print("  reverie/A1-v0           a robot's twin; also reverie/PickPlace-v0 and reverie/Ball-v0")
     print(
-        "  reverie/NAME            worlds of our own: reverie/Catch-v0; reverie/CarRacing-v0, with fast pictures"
+        "  reverie/NAME            worlds of our own: reverie/Catch-v0; reverie/CarRacing-v0, with fast pictures;\n"
+        "                          reverie/Sokoban-v0, reverie/SokobanSmall-v0, reverie/MiniPacman-v0 and its tasks"
     )
     return 0
 
@@ -282,6 +309,7 @@ ACTIONS: dict[str, Any] = {
     "imagine": imagine,
     "plot": plot,
     "reproduce": reproduce,
+    "play": play,
     "doctor": doctor,
 }
 

@@ -20,6 +20,14 @@ settings.register_profile("reverie", deadline=None, max_examples=30, derandomize
 settings.load_profile("reverie")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Banks of levels are made for the tests, and not left in anybody's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REVERIE_CACHE", str(tmp_path_factory.getbasetemp() / "reverie"))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> Iterator[None]:
     torch.manual_seed(0)

@@ -41,7 +41,7 @@ def say_if_slow() -> None:
     """Warn, once, where the worlds of this folder are plain Python."""
     if numba is None:
         warnings.warn(
-            "numba is missing, so Sokoban and MiniPacman run as plain Python, some hundred times slower; "
+            "numba is missing, so Sokoban and MiniPacman run as plain Python, 40 to 160 times slower; "
             "pip install 'reverie[worlds]'",
             RuntimeWarning,
             stacklevel=2,

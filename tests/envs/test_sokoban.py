@@ -32,11 +32,6 @@ from reverie.types import ReverieError
 NOTHING, UP, DOWN, LEFT, RIGHT = range(5)
 
 
-@pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REVERIE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
-
-
 def walled(row: str) -> np.ndarray:
     """The corridor ``row`` in a level, with a box and a target below that it has nothing to do with."""
     width = len(row) + 2
