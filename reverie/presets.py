@@ -23,6 +23,7 @@ AGENTS = {  # name: (module, class)
     "mpc": ("reverie.agents.mpc", "MPC"),
     "mve": ("reverie.agents.mve", "MVE"),
     "mbpo": ("reverie.agents.mbpo", "MBPO"),
+    "her": ("reverie.agents.her", "HER"),
     "planet": ("reverie.agents.planet", "PlaNet"),
     "dreamer_v1": ("reverie.agents.dreamer_v1", "DreamerV1"),
     "world_models": ("reverie.agents.world_models", "WorldModels"),
@@ -337,6 +338,43 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             steps=10_000, units=(64, 64), batch_size=128, actor_lr=1e-3, critic_lr=1e-3, alpha_lr=1e-3
         ),
         "debug": VECTORS_DEBUG,
+    },
+    "her": {
+        "paper": {},
+        # Flipping bits: a layer of 256, eight updates for an episode of about 15 steps.
+        "bits": dict(
+            steps=90_000,
+            prefill=1_500,
+            train_every=15,
+            train_updates=8,
+            units=(256,),
+            target_every=8,
+            normalize=False,
+        ),
+        # FetchReach-v4 in a minute: the authors' cycle of two episodes and 40 updates, narrower.
+        "reach": dict(
+            steps=10_000,
+            prefill=200,
+            train_every=100,
+            batch_size=256,
+            units=(128, 128),
+            epsilon=0.3,
+            exploration_noise=0.2,
+        ),
+        "laptop": dict(steps=10_000, prefill=500, train_every=50, units=(64, 64)),
+        "td3": dict(
+            critics=2, delay=2, target_noise=0.2, target_every=2, target_rate=0.005
+        ),  # SB3's and TD3's
+        "debug": dict(
+            units=(8, 8),
+            target_rate=0.1,
+            target_every=2,
+            steps=400,
+            prefill=100,
+            train_every=20,
+            train_updates=2,
+            batch_size=5,
+        ),
     },
     "planet": {
         "paper": {},

@@ -11,12 +11,15 @@ from reverie.types import ActionSpace, Agent, Batch, ReverieError, Space
 IMAGE = {"image": Space((64, 64, 3), "uint8")}
 DISCRETE = {"dyna_q", "i2a"}  # takes one choice among several
 VECTOR = {"vector": Space((3,))}
+GOALS = {"observation": Space((3,)), "achieved_goal": Space((2,)), "desired_goal": Space((2,))}
 EVERY = [(agent, preset) for agent in AGENTS for preset in PRESETS[agent]]
 
 
 def seen(config):
-    """Pictures, for an agent that has a setting for them."""
-    return IMAGE if hasattr(config, "image_size") else VECTOR
+    """Pictures, for an agent that has a setting for them; goals, for one that relabels them."""
+    if hasattr(config, "image_size"):
+        return IMAGE
+    return GOALS if type(config).__module__.rpartition(".")[2] in ("her", "tdm") else VECTOR
 
 
 def test_every_agent_has_the_three_presets():
@@ -49,6 +52,7 @@ def test_debug_takes_an_update(agent):
     obs = {
         "image": torch.randint(0, 256, (b, t, 64, 64, 3), dtype=torch.uint8),
         "vector": torch.rand(b, t, 3),
+        **{key: torch.rand(b, t, *space.shape) for key, space in GOALS.items()},
     }
     actions = torch.rand(b, t, space.size)
     rows = {key: obs[key] for key in seen(config)}

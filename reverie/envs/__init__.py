@@ -6,7 +6,7 @@ and ``reverie/Everything-v0``, and the races of ``car_racing.py``, ``reverie/Car
 picture, ``reverie/CarRacingExact-v0``, and the one that only the clock ends, ``reverie/CarRacingFull-v0``.
 ``reverie/Sokoban-v0`` (10x10 cells, 4 boxes), ``reverie/SokobanSmall-v0`` (7x7, 2) and ``reverie/MiniPacman-v0``
 with its other tasks ``reverie/MiniPacmanAvoid-v0``, ``..Hunt..``, ``..Ambush..`` and ``..Rush..`` are one world
-with ``gymnasium.make`` and a batch of them with ``gymnasium.make_vec``.
+with ``gymnasium.make`` and a batch of them with ``gymnasium.make_vec``. Goal worlds are listed in ``goals.py``.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ from typing import Any
 
 import gymnasium
 
+import reverie.envs.goals  # (registers its worlds)
 import reverie.envs.small
 import reverie.robots  # noqa: F401  (registers the twins)
 from reverie.envs.base import Env

@@ -21,6 +21,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from reverie.envs import robotics
 from reverie.envs.base import Env, Goals, after, check_action, first, hushed
 from reverie.envs.pixels import MuJoCoCamera, choose_gl, choose_sdl, preset
 from reverie.types import ActionSpace, ReverieError, Space, Step
@@ -164,6 +165,8 @@ def make(name: str, *, endless: bool = False, **drawing: Any) -> Gymnasium:
     try:
         if module:
             importlib.import_module(module)
+        if plain.startswith(robotics.NAMES):
+            robotics.register(name)
         with warnings.catch_warnings(), hushed("absl"):
             warnings.simplefilter("ignore")
             options: dict[str, Any] = {"disable_env_checker": True}
