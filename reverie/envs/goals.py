@@ -29,7 +29,7 @@ from gymnasium import spaces
 from reverie.types import ReverieError
 
 KEYS = ("observation", "achieved_goal", "desired_goal")
-Numbers = np.ndarray | np.generic  # one for each pair of goals
+Numbers = Any  # one for each pair of goals, or a single one
 Draw = Callable[[np.random.Generator], np.ndarray]
 
 
