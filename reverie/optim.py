@@ -101,7 +101,7 @@ class Optimizer:
 
 
 class RMSProp(Optimizer):
-    """The same with RMSProp's step: the gradient over the root of its mean square, which starts at ``start``.
+    """The same with RMSProp's step: the gradient over the root of its mean square.
 
     ::
 
@@ -117,12 +117,9 @@ class RMSProp(Optimizer):
         clip: float = math.inf,
         decay: float = 0.99,
         inside: bool = True,
-        start: float = 0.0,
     ):
         super().__init__(modules, lr, eps, clip)
         self.decay, self.inside = decay, inside
-        for square in self.squares:
-            square.fill_(start)
 
     def descend(self, tensors: list[Tensor]) -> None:
         torch._foreach_add_(self.steps, 1)

@@ -16,6 +16,7 @@ AGENTS = {  # name: (module, class)
     "dyna_q": ("reverie.agents.dyna_q", "DynaQ"),
     "a2c": ("reverie.agents.a2c", "A2C"),
     "i2a": ("reverie.agents.i2a", "I2A"),
+    "distral": ("reverie.agents.distral", "Distral"),
     "naf": ("reverie.agents.naf", "NAF"),
     "ddpg": ("reverie.agents.ddpg", "DDPG"),
     "td3": ("reverie.agents.td3", "TD3"),
@@ -254,6 +255,17 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "debug": dict(
             action_repeat=1, image_size=64, steps=1_200, actors=4, length=6, units=10, vector_units=10
         ),
+    },
+    "distral": {
+        "paper": {},
+        # Two cores: eight goals of the two rooms, minutes. Over it, the paper's other agents (Sec. 4): without the
+        # entropy or without the KL, with one column, and one policy for all tasks (which sees none of them).
+        "laptop": dict(steps=300_000, lr=3e-3, lr_end=3e-4, optimizer="adam"),
+        "kl": dict(alpha=1.0),
+        "one_column": dict(policy="one"),
+        "a3c": dict(policy="one", alpha=0.0),
+        "a3c_multitask": dict(policy="shared", alpha=0.0),
+        "debug": dict(steps=1_200, actors=4, length=6, units=8),
     },
     "i2a": {
         "paper": {},

@@ -213,7 +213,7 @@ def test_steps_are_those_of_pytorchs_rmsprop(clip):
         peer.step()
         torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-9, atol=1e-12)
     state = optimizer.state_dict()
-    other = RMSProp({"net": ours}, 1e-2, 1e-5, start=1.0)
+    other = RMSProp({"net": ours}, 1e-2, 1e-5)
     other.load_state_dict(state)
     assert all(torch.equal(a, b) for a, b in zip(other.squares, optimizer.squares, strict=True))
 

@@ -9,7 +9,8 @@ from reverie.presets import AGENTS, PRESETS, agent_class, config_class, known, r
 from reverie.types import ActionSpace, Agent, Batch, ReverieError, Space
 
 IMAGE = {"image": Space((64, 64, 3), "uint8")}
-DISCRETE = {"dyna_q", "i2a"}  # takes one choice among several
+DISCRETE = {"dyna_q", "i2a", "distral"}  # take one choice among several
+TASKS = {"state": Space((3,)), "task": Space((2,))}  # what Distral sees
 VECTOR = {"vector": Space((3,))}
 GOALS = {"observation": Space((3,)), "achieved_goal": Space((2,)), "desired_goal": Space((2,))}
 EVERY = [(agent, preset) for agent in AGENTS for preset in PRESETS[agent]]
@@ -37,7 +38,9 @@ def test_every_preset_builds(agent, preset):
     small = {"image": Space((10, 10, 7), "uint8")}  # what a network without strides is for
     discrete = preset == "discrete" or agent in DISCRETE
     image = small if getattr(config, "image_size", 64) == 0 and preset != "laptop" else seen(config)
-    built = agent_class(agent)(image, ActionSpace(4, (4,)) if discrete else ActionSpace(3), config)
+    built = agent_class(agent)(
+        TASKS if agent == "distral" else image, ActionSpace(4, (4,)) if discrete else ActionSpace(3), config
+    )
     assert isinstance(built, Agent)
     assert built.config is config
 
@@ -45,17 +48,18 @@ def test_every_preset_builds(agent, preset):
 @pytest.mark.parametrize("agent", AGENTS)
 def test_debug_takes_an_update(agent):
     config = resolve(agent, ["debug"])
-    space = ActionSpace(2, (2,) if agent in DISCRETE else ())
-    built = agent_class(agent)(seen(config), space, config)
+    act_space = ActionSpace(2, (2,) if agent in DISCRETE else ())
+    space = TASKS if agent == "distral" else seen(config)
+    built = agent_class(agent)(space, act_space, config)
     b, t = getattr(config, "batch_size", 4), getattr(config, "batch_length", 6)
     no = torch.zeros(b, t, dtype=torch.bool)
     obs = {
         "image": torch.randint(0, 256, (b, t, 64, 64, 3), dtype=torch.uint8),
-        "vector": torch.rand(b, t, 3),
+        **{key: torch.rand(b, t, 3) for key in ("vector", *TASKS)},
         **{key: torch.rand(b, t, *space.shape) for key, space in GOALS.items()},
     }
-    actions = torch.rand(b, t, space.size)
-    rows = {key: obs[key] for key in seen(config)}
+    actions = torch.rand(b, t, act_space.size)
+    rows = {key: obs[key] for key in space}
     metrics = built.update(Batch(rows, actions, actions, torch.rand(b, t), no, no, no))
     assert all(torch.isfinite(torch.as_tensor(value)) for value in metrics.values())
 

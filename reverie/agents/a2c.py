@@ -254,10 +254,10 @@ class A2C:
 
 
 def make_optimizer(c: Config, modules: Mapping[str, nn.Module]) -> Optimizer:
-    """RMSProp as in Eq. S1, its mean square from 1 as in TensorFlow, so that the first steps are small; or Adam."""
+    """RMSProp as in Eq. S1, or Adam."""
     if c.optimizer == "adam":
         return Optimizer(modules, c.lr, c.eps, c.clip)
-    return RMSProp(modules, c.lr, c.eps, c.clip, c.decay, start=1.0)
+    return RMSProp(modules, c.lr, c.eps, c.clip, c.decay)
 
 
 def planned(c: Config) -> int:

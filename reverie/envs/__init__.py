@@ -7,6 +7,7 @@ picture, ``reverie/CarRacingExact-v0``, and the one that only the clock ends, ``
 ``reverie/Sokoban-v0`` (10x10 cells, 4 boxes), ``reverie/SokobanSmall-v0`` (7x7, 2) and ``reverie/MiniPacman-v0``
 with its other tasks ``reverie/MiniPacmanAvoid-v0``, ``..Hunt..``, ``..Ambush..`` and ``..Rush..`` are one world
 with ``gymnasium.make`` and a batch of them with ``gymnasium.make_vec``. Goal worlds are listed in ``goals.py``.
+``reverie/TwoRooms-v0`` is the grid world of several tasks in ``two_rooms.py``.
 """
 
 from collections.abc import Callable
@@ -14,9 +15,10 @@ from typing import Any
 
 import gymnasium
 
-import reverie.envs.goals  # (registers its worlds)
+import reverie.envs.goals
 import reverie.envs.small
-import reverie.robots  # noqa: F401  (registers the twins)
+import reverie.envs.two_rooms
+import reverie.robots  # noqa: F401  (all of these register their worlds)
 from reverie.envs.base import Env
 from reverie.envs.vector import Envs, SerialEnvs, WorkerEnvs, episode_seed
 from reverie.envs.wrappers import ActionRepeat, Pixels, Resize, TimeLimit

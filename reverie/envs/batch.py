@@ -68,11 +68,12 @@ class BatchEnvs(Envs):
         obs, reward, terminated, truncated, _ = self.env.step(action.argmax(1))
         if over.any():
             obs = self._begin(np.flatnonzero(over))
+        ended = (terminated | truncated) & ~over
         flags = {
-            "reward": reward.astype(np.float32),
+            "reward": np.where(over, 0.0, reward).astype(np.float32),
             "is_first": over,
-            "is_last": terminated | truncated,
-            "is_terminal": terminated.copy(),
+            "is_last": ended,
+            "is_terminal": terminated & ended,
             "env_steps": (~over).astype(np.int64),
         }
         self._flags = flags

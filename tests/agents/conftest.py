@@ -13,6 +13,7 @@ OBS = {
     "image": {"image": Space((64, 64, 3), "uint8")},
     "vector": {"position": Space((3,)), "speed": Space((2,))},
     "goals": {"observation": Space((3,)), "achieved_goal": Space((2,)), "desired_goal": Space((2,))},
+    "tasks": {"state": Space((3,)), "task": Space((2,))},
     "mixed": {"speed": Space((2,)), "image": Space((64, 64, 3), "uint8")},
 }
 ACTIONS = {
