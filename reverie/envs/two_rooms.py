@@ -47,10 +47,9 @@ def table() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             to = number.get((r + down, c + right))
             bumps[i, :, a] = to is None
             follows[i, :, a] = (i if to is None else to) * BEFORE + a + 1
-    follows, bumps = (x.reshape(-1, len(MOVES)) for x in (follows, bumps))
-    goals = np.array([number[goal] for goal in GOALS])
-    ends = follows // BEFORE == goals[:, None, None]
-    return follows, STEP + GOAL * ends + WALL * bumps, ends
+    flat = follows.reshape(-1, len(MOVES))
+    ends = flat // BEFORE == np.array([number[goal] for goal in GOALS])[:, None, None]
+    return flat, STEP + GOAL * ends + WALL * bumps.reshape(flat.shape), ends
 
 
 class TwoRooms(gymnasium.Env):
