@@ -7,11 +7,15 @@ is. Where gradient must stop is decided in the agent files.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor
+from torch.autograd.function import once_differentiable
+
+from reverie.ops.scalars import neighbours, symexp, symlog, symmetric_mean
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)  # 0.918939
 
@@ -72,6 +76,78 @@ class UnitNormal:
             self.mean, target, reduction="none"
         )  # half the passes over a picture of x - mean
         return 0.5 * sum_last(squares, self.event) + entries * LOG_SQRT_2PI
+
+
+class MSE:
+    """A point; its loss is the squared error, summed over the event, without halves or constants."""
+
+    def __init__(self, mean: Float[Tensor, "..."], event: int = 0):
+        self.mean, self.event = mean, event
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def loss(self, target: Tensor) -> Tensor:
+        return sum_last(F.mse_loss(self.mean, target, reduction="none"), self.event)
+
+
+class SymlogMSE:
+    """A point whose symlog is ``mean``; its loss is the squared error between symlogs, summed over the event."""
+
+    def __init__(self, mean: Float[Tensor, "..."], event: int = 0):
+        self.mean, self.event = mean, event
+
+    @property
+    def mode(self) -> Tensor:
+        return symexp(self.mean)
+
+    def loss(self, target: Tensor) -> Tensor:
+        return MSE(self.mean, self.event).loss(symlog(target))
+
+
+class TwoHot:
+    """One number as weights of ``bins``: the mean is theirs, the loss a cross-entropy against the target's two-hot
+    weights. ``bins`` "K" are antisymmetric (``ops.scalars.symexp_bins``)."""
+
+    def __init__(self, logits: Float[Tensor, "*B K"], bins: Float[Tensor, "K"]):
+        self.logits, self.bins = logits, bins
+
+    @property
+    def mean(self) -> Float[Tensor, "*B"]:
+        return symmetric_mean(self.logits.softmax(-1), self.bins)
+
+    @property
+    def mode(self) -> Float[Tensor, "*B"]:
+        return self.mean
+
+    def loss(self, *targets: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
+        """The sum of the cross-entropies against ``targets``, with one pass over the logits for all of them."""
+        places, weights = [], []
+        for target in targets:
+            below, weight = neighbours(target, self.bins)
+            places += [below, below + 1]
+            weights += [1 - weight, weight]
+        index, weight = torch.stack(places, -1), torch.stack(weights, -1)
+        return _CrossEntropy.apply(self.logits, index, weight, float(len(targets)))
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Against targets that are zero but for a few classes: total * logsumexp(logits) - sum_j weight_j logits_j."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, index: Tensor, weight: Tensor, total: float) -> Tensor:
+        norm = logits.logsumexp(-1)
+        ctx.save_for_backward(logits, norm, index, weight)
+        ctx.total = total
+        return total * norm - (logits.gather(-1, index) * weight).sum(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        logits, norm, index, weight = ctx.saved_tensors
+        out = (logits - norm[..., None]).exp_().mul_((ctx.total * grad)[..., None])
+        return out.scatter_add_(-1, index, -weight * grad[..., None]), None, None, None
 
 
 class Bernoulli:
@@ -174,12 +250,51 @@ class TanhNormal:
         return torch.tanh(raw.gather(0, index)[0])
 
 
-class OneHot:
-    """One-hot groups laid side by side: a categorical for each of ``groups``, summed over groups."""
+class TruncatedNormal:
+    """Gaussian cut off at -1 and 1 and made whole again, summed over the last dimension (Dreamer V2's actor).
 
-    def __init__(self, logits: Float[Tensor, "*B A"], groups: tuple[int, ...] | None = None):
+    Samples stay ``margin`` inside the ends; the gradient passes as if they did not have to.
+    """
+
+    margin = 1e-6
+
+    def __init__(self, mean: Float[Tensor, "*B A"], std: Float[Tensor, "*B A"]):
+        self.mean, self.std = mean, std
+        self.low, self.high = (-1.0 - mean) / std, (1.0 - mean) / std
+        self.below, above = torch.special.ndtr(self.low), torch.special.ndtr(self.high)
+        self.mass = above - self.below
+
+    @property
+    def mode(self) -> Tensor:
+        return self.mean.clamp(-1.0, 1.0)
+
+    def sample(self, generator: Generator | None = None) -> Tensor:
+        u = torch.rand(self.mean.shape, generator=generator, device=self.mean.device, dtype=self.mean.dtype)
+        place = (self.below + u * self.mass).clamp(1e-7, 1 - 1e-7)
+        raw = self.mean + self.std * torch.special.ndtri(place)
+        return raw + (raw.clamp(self.margin - 1, 1 - self.margin) - raw).detach()
+
+    def log_prob(self, value: Tensor) -> Float[Tensor, "..."]:
+        z = (value - self.mean) / self.std
+        return (-0.5 * z * z - self.std.log() - LOG_SQRT_2PI - self.mass.log()).sum(-1)
+
+    def entropy(self, generator: Generator | None = None) -> Float[Tensor, "*B"]:
+        density = lambda z: torch.exp(-0.5 * z * z - LOG_SQRT_2PI)
+        ends = (self.low * density(self.low) - self.high * density(self.high)) / (2 * self.mass)
+        return (0.5 + LOG_SQRT_2PI + self.std.log() + self.mass.log() + ends).sum(-1)
+
+
+class OneHot:
+    """One-hot groups laid side by side: a categorical for each of ``groups``, summed over groups. A share ``unimix``
+    of every group's probability is spread evenly."""
+
+    def __init__(
+        self, logits: Float[Tensor, "*B A"], groups: tuple[int, ...] | None = None, unimix: float = 0.0
+    ):
         self.groups = groups or (logits.shape[-1],)
-        self.log_probs = torch.cat([part.log_softmax(-1) for part in logits.split(self.groups, -1)], -1)
+        parts = logits.split(self.groups, -1)
+        logs = [unimixed(part, unimix).log() if unimix else part.log_softmax(-1) for part in parts]
+        self.log_probs = torch.cat(logs, -1)
 
     @property
     def probs(self) -> Tensor:
@@ -222,3 +337,47 @@ class OneHot:
     def _one_hot(self, picks) -> Tensor:
         hot = [F.one_hot(pick, k) for pick, k in zip(picks, self.groups, strict=True)]
         return torch.cat(hot, -1).to(self.log_probs.dtype)
+
+
+def unimixed(logits: Float[Tensor, "*B K"], unimix: float) -> Float[Tensor, "*B K"]:
+    """(1 - unimix) softmax(logits) + unimix / K: no class is ever out of the question."""
+    return torch.softmax(logits, -1) * (1.0 - unimix) + unimix / logits.shape[-1]
+
+
+class Categoricals:
+    """S one-hot groups of K classes each, summed over groups; "*B S*K" as one vector. ``unimix`` as in OneHot."""
+
+    def __init__(self, logits: Float[Tensor, "*B SK"], classes: int, unimix: float = 0.0):
+        logits = logits.unflatten(-1, (-1, classes))
+        self.log_probs = unimixed(logits, unimix).log() if unimix else logits.log_softmax(-1)
+
+    @property
+    def probs(self) -> Tensor:
+        return self.log_probs.exp()
+
+    @property
+    def mode(self) -> Tensor:
+        return F.one_hot(self.log_probs.argmax(-1), self.log_probs.shape[-1]).flatten(-2).to(self.log_probs)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        return (value.unflatten(-1, self.log_probs.shape[-2:]) * self.log_probs).sum((-2, -1))
+
+    def entropy(self) -> Tensor:
+        return -(self.probs * self.log_probs).sum((-2, -1))
+
+    def kl(self, other: "Categoricals") -> Tensor:
+        """KL(self || other), summed over the groups."""
+        return (self.probs * (self.log_probs - other.log_probs)).sum((-2, -1))
+
+
+def draw_one_hot(weights: Float[Tensor, "*B S K"], uniform: Float[Tensor, "*B S"]) -> Float[Tensor, "*B S K"]:
+    """One-hot samples by inversion: the class at which the running sum of ``weights``, which need not add up to 1,
+    passes ``uniform`` in [0, 1) times their sum.
+
+    One number a group suffices, and the result is one-hot whatever rounding does to the sum.
+    """
+    running = weights.cumsum(-1)
+    passed = (running > uniform[..., None] * running[..., -1:]).to(weights.dtype)
+    passed[..., -1] = 1.0
+    passed[..., 1:] -= passed[..., :-1].clone()
+    return passed

@@ -440,9 +440,7 @@ def contexts(replay: Replay, length: int, n: int, rng: np.random.Generator) -> B
     index = (~batch.is_last[:, -1]).nonzero()[:, 0]
     if len(index) == 0:
         raise ReverieError("every sequence drawn from this replay ends with an episode; ask for more starts")
-    return Batch(
-        {key: value[index] for key, value in batch.obs.items()}, *(part[index] for part in batch[1:])
-    )
+    return batch.take(index)
 
 
 def _longest(replay: Replay) -> int:

@@ -36,10 +36,13 @@ class Encoder(nn.Module):
         units: int,
         layers: int = 2,
         act: Callable[[Tensor], Tensor] = F.relu,
+        image_act: Callable[[Tensor], Tensor] = F.relu,
     ):
         super().__init__()
         images, vectors = split_space(space)
-        self.images = nn.ModuleDict({key: ImageEncoder(s.shape, depth) for key, s in images.items()})
+        self.images = nn.ModuleDict(
+            {key: ImageEncoder(s.shape, depth, image_act) for key, s in images.items()}
+        )
         self.vector_keys = list(vectors)
         width = sum(s.shape[0] for s in vectors.values())
         self.vectors = MLP(width, units, layers, act=act) if vectors else None
@@ -63,11 +66,12 @@ class Decoder(nn.Module):
         units: int,
         layers: int = 2,
         act: Callable[[Tensor], Tensor] = F.relu,
+        image_act: Callable[[Tensor], Tensor] = F.relu,
     ):
         super().__init__()
         images, vectors = split_space(space)
         self.images = nn.ModuleDict(
-            {key: ImageDecoder(features, s.shape, depth) for key, s in images.items()}
+            {key: ImageDecoder(features, s.shape, depth, image_act) for key, s in images.items()}
         )
         self.sizes = {key: s.shape[0] for key, s in vectors.items()}
         width = sum(self.sizes.values())

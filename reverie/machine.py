@@ -43,6 +43,17 @@ def commit() -> str | None:
         return None
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that can still be taken on ``device``, where the system tells."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        return None
+    return int(found[1]) * 1024 if found else None
+
+
 def prepare(threads: int = 0) -> None:
     """Set this process up to learn. ``threads`` of PyTorch's; 0 for every core, right for a learner that runs alone:
     beside another busy process, extra threads only wait."""

@@ -15,12 +15,40 @@ from torch.optim.adam import adam  # the function: the class imports a compiler,
 from reverie.types import NotFinite
 
 
-class Optimizer:
-    """Adam on the parameters of ``modules``, with the gradient clipped to a global norm ``clip``, and each of its
-    entries to ``clip_value``. ``decay`` times the parameters is added to it after that (L2).
+class Owner:
+    """The parameters of ``modules``, by name, and the gradients of losses for them alone.
 
     ``gradient(loss)`` and ``step(...)`` are apart so that an agent can take all gradients from the same
     parameters before any of them moves.
+    """
+
+    def __init__(self, modules: Mapping[str, nn.Module]):
+        named = [(f"{name}.{key}", p) for name, m in modules.items() for key, p in m.named_parameters()]
+        self.names = [name for name, _ in named]
+        self.parameters: list[Tensor] = [parameter for _, parameter in named]
+
+    def gradient(self, loss: Tensor, keep_graph: bool = False) -> "Gradient":
+        """d loss / d own parameters; zeros where the loss does not reach one."""
+        tensors = torch.autograd.grad(
+            loss, self.parameters, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
+        )
+        return Gradient(self, tensors, torch.nn.utils.get_total_norm(tensors))
+
+    def move(self, gradient: "Gradient") -> None:
+        """Take one step."""
+        raise NotImplementedError
+
+    def first_bad(self, tensors: Iterable[Tensor]) -> str:
+        for name, tensor in zip(self.names, tensors, strict=True):
+            if not torch.isfinite(tensor).all():
+                return name
+        return "no single parameter (their norm overflows)"
+
+
+class Optimizer(Owner):
+    """Adam on the parameters of ``modules``, with the gradient clipped to a global norm ``clip``, and each of its
+    entries to ``clip_value``. ``decay`` times the parameters is added to it after that (L2);
+    ``shrink`` is the share of every parameter that a step first takes away, whatever the learning rate.
     """
 
     def __init__(
@@ -32,23 +60,15 @@ class Optimizer:
         betas=(0.9, 0.999),
         clip_value: float = math.inf,
         decay: float = 0.0,
+        shrink: float = 0.0,
     ):
-        named = [(f"{name}.{key}", p) for name, m in modules.items() for key, p in m.named_parameters()]
-        self.names = [name for name, _ in named]
-        self.parameters: list[Tensor] = [parameter for _, parameter in named]
+        super().__init__(modules)
         self.lr, self.eps, self.clip, self.betas, self.clip_value = lr, eps, clip, betas, clip_value
-        self.decay = decay
+        self.decay, self.shrink = decay, shrink
         like = torch.zeros_like
         self.steps = [torch.zeros((), device=p.device) for p in self.parameters]
         self.means = [like(p, requires_grad=False) for p in self.parameters]  # of gradients
         self.squares = [like(p, requires_grad=False) for p in self.parameters]  # of gradients, squared
-
-    def gradient(self, loss: Tensor, keep_graph: bool = False) -> "Gradient":
-        """d loss / d own parameters; zeros where the loss does not reach one."""
-        tensors = torch.autograd.grad(
-            loss, self.parameters, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
-        )
-        return Gradient(self, tensors, torch.nn.utils.get_total_norm(tensors))
 
     @torch.no_grad()
     def move(self, gradient: "Gradient") -> None:
@@ -59,6 +79,8 @@ class Optimizer:
         if self.clip_value < math.inf:
             torch._foreach_clamp_min_(gradient.tensors, -self.clip_value)
             torch._foreach_clamp_max_(gradient.tensors, self.clip_value)
+        if self.shrink:
+            torch._foreach_mul_(self.parameters, 1.0 - self.shrink)
         self.descend(list(gradient.tensors))
 
     def descend(self, tensors: list[Tensor]) -> None:
@@ -79,12 +101,6 @@ class Optimizer:
             eps=self.eps,
             maximize=False,
         )
-
-    def first_bad(self, tensors: Iterable[Tensor]) -> str:
-        for name, tensor in zip(self.names, tensors, strict=True):
-            if not torch.isfinite(tensor).all():
-                return name
-        return "no single parameter (their norm overflows)"
 
     def state_dict(self) -> dict[str, Any]:
         """Adam's moments and step counts by parameter name."""
@@ -132,10 +148,73 @@ class RMSProp(Optimizer):
         torch._foreach_addcdiv_(self.parameters, tensors, scale, -self.lr)
 
 
+class LaProp(Owner):
+    """LaProp (Ziyin et al. 2020) with adaptive gradient clipping (Brock et al. 2021, over whole tensors)::
+
+        g <- g min(1, clip max(1e-3, |p|) / |g|)        |.| of each tensor by itself
+        v <- b2 v + (1 - b2) g^2                        u = g / (sqrt(v / (1 - b2^t)) + eps)
+        m <- b1 m + (1 - b1) u                          p <- p - lr m / (1 - b1^t)
+
+    Normalised first and averaged then, so that eps can be tiny. The learning rate rises from 0, at the first
+    step, to ``lr`` after ``warmup`` steps.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        lr: float,
+        eps: float = 1e-20,
+        clip: float = 0.3,
+        warmup: int = 1000,
+        betas=(0.9, 0.999),
+    ):
+        super().__init__(modules)
+        self.lr, self.eps, self.clip, self.warmup, self.betas = lr, eps, clip, warmup, betas
+        self.sizes = [parameter.numel() for parameter in self.parameters]
+        self.steps = 0
+        # One after the other in one tensor: a step is then a few long operations.
+        self.mean = self.parameters[0].new_zeros(sum(self.sizes), requires_grad=False)
+        self.square = torch.zeros_like(self.mean)
+
+    @torch.no_grad()
+    def move(self, gradient: "Gradient") -> None:
+        """Clip each tensor's gradient to its parameter's size and take one step."""
+        b1, b2 = self.betas
+        lr = self.lr * min(1.0, self.steps / self.warmup) if self.warmup else self.lr
+        self.steps += 1
+        norms = torch.stack(torch._foreach_norm(gradient.tensors))
+        sizes = torch.stack(torch._foreach_norm(self.parameters)).clamp(min=1e-3)
+        factors = (self.clip * sizes / norms).clamp(max=1.0)
+        scaled = torch._foreach_mul(gradient.tensors, list(factors.unbind()))
+        flat = torch.cat([tensor.reshape(-1) for tensor in scaled])
+        self.square.mul_(b2).addcmul_(flat, flat, value=1 - b2)
+        unit = flat.div_((self.square / (1 - b2**self.steps)).sqrt_().add_(self.eps))
+        self.mean.lerp_(unit, 1 - b1)
+        steps = (self.mean * (lr / (1 - b1**self.steps))).split(self.sizes)
+        torch._foreach_sub_(
+            self.parameters, [s.view_as(p) for s, p in zip(steps, self.parameters, strict=True)]
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments by parameter name, and the number of steps."""
+        rows = zip(self.names, self.mean.split(self.sizes), self.square.split(self.sizes), strict=True)
+        return {"steps": self.steps} | {name: {"mean": mean, "square": square} for name, mean, square in rows}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Copy such a state; what it does not know begins anew."""
+        self.steps = int(state["steps"])
+        own = zip(self.names, self.mean.split(self.sizes), self.square.split(self.sizes), strict=True)
+        for name, mean, square in own:
+            found = state.get(name)
+            mean.zero_() if found is None else mean.copy_(found["mean"])
+            square.zero_() if found is None else square.copy_(found["square"])
+
+
 class Gradient(NamedTuple):
     """The gradient of one loss for the parameters of one optimiser, and its global norm before clipping."""
 
-    optimizer: Optimizer
+    optimizer: Owner
     tensors: tuple[Tensor, ...]
     norm: Tensor
 

@@ -27,6 +27,8 @@ AGENTS = {  # name: (module, class)
     "her": ("reverie.agents.her", "HER"),
     "planet": ("reverie.agents.planet", "PlaNet"),
     "dreamer_v1": ("reverie.agents.dreamer_v1", "DreamerV1"),
+    "dreamer_v2": ("reverie.agents.dreamer_v2", "DreamerV2"),
+    "dreamer_v3": ("reverie.agents.dreamer_v3", "DreamerV3"),
     "world_models": ("reverie.agents.world_models", "WorldModels"),
 }
 
@@ -71,6 +73,12 @@ VECTORS_DEBUG = dict(
     train_updates=2,
     batch_size=5,
 )
+
+
+def v3_size(deter: int) -> dict[str, int]:
+    """Dreamer V3's one dial: everything follows from the size of h."""
+    return dict(deter=deter, hidden=deter // 8, classes=deter // 128, depth=deter // 128, units=deter // 8)
+
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "dyna_q": {
@@ -467,6 +475,89 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             actor_lr=2e-4,
         ),
         "debug": dict(**DEBUG, horizon=3),
+    },
+    "dreamer_v2": {
+        "paper": {},  # Atari
+        "dmc": dict(  # the released code's values for control from pixels
+            action_repeat=2,
+            steps=1_000_000,
+            prefill=2_000,
+            pretrain=100,
+            train_every=10,
+            deter=200,
+            kl_scale=1.0,
+            free_nats=1.0,
+            reward_transform="none",
+            cont=False,
+            discount=0.99,
+            rho=0.0,
+            entropy_scale=1e-4,
+            model_lr=3e-4,
+            actor_lr=8e-5,
+            critic_lr=8e-5,
+        ),
+        # Two cores, no GPU: narrow nets, short chunks; the rest as for control. Not tuned to a score.
+        "laptop": dict(
+            action_repeat=2,
+            steps=40_000,
+            prefill=2_000,
+            pretrain=100,
+            train_every=10,
+            batch_length=16,
+            depth=8,
+            stoch=16,
+            classes=16,
+            deter=200,
+            units=200,
+            kl_scale=1.0,
+            free_nats=1.0,
+            reward_transform="none",
+            cont=False,
+            discount=0.99,
+            rho=0.0,
+            entropy_scale=1e-4,
+            model_lr=1e-3,
+            actor_lr=2e-4,
+            critic_lr=4e-4,
+        ),
+        "debug": dict(**DEBUG, classes=4, layers=1, horizon=4),
+    },
+    "dreamer_v3": {
+        "paper": {},
+        "1m": v3_size(512),
+        "12m": v3_size(2048),
+        "25m": v3_size(3072),
+        "50m": v3_size(4096),
+        "100m": v3_size(6144),
+        "200m": v3_size(8192),
+        "400m": v3_size(12288),
+        # The newest release's settings for each suite; 16 environments (--envs 16) but where one is named
+        "dmc_proprio": dict(**v3_size(512), pixels=False, train_ratio=1024.0),
+        "dmc_vision": dict(train_ratio=256.0),
+        "atari": dict(image_size=96, action_repeat=4, train_ratio=32.0, steps=204_000_000),
+        "atari100k": dict(action_repeat=4, train_ratio=256.0, steps=440_000),  # one environment
+        "crafter": dict(train_ratio=512.0),  # one environment
+        "dmc_2024": dict(**v3_size(2048), action_repeat=2, train_ratio=512.0),  # the article's tables
+        # Two cores, no GPU: the smallest size, one update for every 16 decisions where the release makes 16.
+        "laptop": dict(**v3_size(512), steps=100_000, train_ratio=64.0, lr=3e-4, warmup=100),
+        "debug": dict(
+            deter=16,
+            hidden=8,
+            stoch=4,
+            classes=4,
+            blocks=2,
+            depth=2,
+            units=8,
+            bins=31,
+            horizon=3,
+            steps=1_200,
+            prefill=200,
+            train_ratio=0.8,
+            batch_size=5,
+            batch_length=8,
+            lr=1e-2,
+            warmup=0,
+        ),
     },
     "world_models": {
         "paper": {},  # CarRacing

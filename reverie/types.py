@@ -21,7 +21,7 @@ Dimensions, in shape types, comments and tests alike::
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -115,10 +115,30 @@ class Batch(NamedTuple):
     is_first: Tensor  # "B T" bool
     is_last: Tensor  # "B T" bool
     is_terminal: Tensor  # "B T" bool
+    # Of agents that keep a memory with every row; see data/replay.py.
+    rows: Tensor | None = None  # "B 2" int64: the stream, and the number of the first row
+    context: dict[str, Tensor] | None = None  # "B ...": what was remembered at the row before the first
 
     def to(self, device: torch.device | str) -> Batch:
-        obs = {key: value.to(device, non_blocking=True) for key, value in self.obs.items()}
-        return Batch(obs, *(value.to(device, non_blocking=True) for value in self[1:]))
+        return self._each(lambda value: value.to(device, non_blocking=True))
+
+    def take(self, index: Tensor) -> Batch:
+        """The sequences of those numbers, in that order."""
+        return self._each(lambda value: value[index])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        obs = {key: change(value) for key, value in self.obs.items()}
+        return Batch(
+            obs,
+            change(self.action),
+            change(self.prev_action),
+            change(self.reward),
+            change(self.is_first),
+            change(self.is_last),
+            change(self.is_terminal),
+            None if self.rows is None else change(self.rows),
+            None if self.context is None else {key: change(value) for key, value in self.context.items()},
+        )
 
 
 @runtime_checkable
@@ -149,6 +169,17 @@ class Draws(Protocol):
 
     def sample(self, replay: Any, rng: np.random.Generator) -> Batch:
         """A batch for ``update``, drawn from a ``data.replay.Replay``."""
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """An agent that keeps with every row what it remembered there, and goes on from that when it reads it again."""
+
+    context: np.dtype  # columns of what is kept
+    reread: dict[str, Tensor]  # "B T ...": what it now remembers at the rows of its last update
+
+    def remember(self, carry: Carry) -> dict[str, np.ndarray]:
+        """The columns, "n ...", of what ``act`` gave as the carry."""
 
 
 @runtime_checkable

@@ -9,7 +9,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reverie.dists import Bernoulli, Normal, OneHot, TanhNormal, UnitNormal, sum_last
+from reverie.dists import (
+    MSE,
+    Bernoulli,
+    Categoricals,
+    Normal,
+    OneHot,
+    SymlogMSE,
+    TanhNormal,
+    TwoHot,
+    UnitNormal,
+    draw_one_hot,
+    sum_last,
+)
+from reverie.ops.scalars import symexp_bins, two_hot
 
 DOUBLE = torch.float64
 ENTRIES = 64 * 64 * 3
@@ -333,3 +346,89 @@ def test_entropy_of_a_squashed_gaussian_is_estimated_without_bias():
     exact = TanhNormal(torch.full((1,), mean).double(), torch.full((1,), std).double())
     p = exact.log_prob_of(torch.atanh(y)[:, None]).exp()
     assert found == pytest.approx(-torch.trapezoid(p * p.log(), y).item(), abs=0.01)
+
+
+# Two-hot, points and categoricals
+
+BINS = symexp_bins().double()
+
+
+def test_before_training_every_target_costs_the_same():
+    """ln 255 = 5.5412635, whatever the target."""
+    dist = TwoHot(torch.zeros(4, 255, dtype=DOUBLE), BINS)
+    close(dist.loss(double(0.0, -3.0, 1000.0, 1e9)), [5.5412635] * 4)
+    close(dist.mean, [0.0] * 4)
+
+
+def test_two_hot_loss_is_a_cross_entropy_and_so_is_its_gradient():
+    logits = torch.randn(5, 255, dtype=DOUBLE, requires_grad=True)
+    one, two = double(0.0, 0.3, -7.0, 1e9, 12345.0), double(1.0, -2.0, 3.0, 0.5, -0.5)
+    weight = torch.rand(5, dtype=DOUBLE)
+    found = TwoHot(logits, BINS).loss(one, two)
+    dense = -((two_hot(one, BINS) + two_hot(two, BINS)) * logits.log_softmax(-1)).sum(-1)
+    close(found, dense.detach(), 1e-12)
+    grads = [torch.autograd.grad((weight * loss).sum(), logits)[0] for loss in (found, dense)]
+    close(grads[0], grads[1], 1e-12)
+
+
+def test_a_sure_two_hot_says_its_target():
+    target = double(-31.5, 0.0, 0.1, 5.0, 2_000.0)
+    dist = TwoHot(two_hot(target, BINS).clamp(min=1e-300).log(), BINS)
+    torch.testing.assert_close(dist.mean, target, rtol=1e-6, atol=1e-9)
+
+
+def test_points():
+    close(MSE(double(1.0, 2.0)).loss(double(0.0, 0.0)), [1, 4])
+    close(MSE(double(1.0, 2.0), event=1).loss(double(0.0, 0.0)), 5)
+    dist = SymlogMSE(double(0.6931472, -2.3978953), event=1)
+    close(dist.mode, [1, -10], 1e-5)
+    close(dist.loss(double(1.0, -10.0)), 0, 1e-9)
+    close(dist.loss(double(0.0, -10.0)), 0.6931472**2)
+
+
+@pytest.mark.parametrize(
+    ("classes", "highest", "lowest", "max_kl", "least", "most"),
+    [
+        (4, 0.9925, 0.0025, 5.924097, 1.6770, 44.3614),
+        (16, 0.990625, 0.000625, 7.294656, 2.5119, 88.7228),
+        (32, 0.9903125, 0.0003125, 7.980560, 2.8105, 110.9035),
+        (64, 0.99015625, 0.00015625, 8.666619, 3.0741, 133.0843),
+    ],
+)
+def test_an_even_share_bounds_probability_kl_and_entropy(classes, highest, lowest, max_kl, least, most):
+    one = torch.full((32, classes), -1e3, dtype=DOUBLE)
+    one[:, 0] = 1e3
+    sure, other = (Categoricals(x.flatten(), classes, 0.01) for x in (one, one.roll(1, -1)))
+    even = Categoricals(torch.zeros(32 * classes, dtype=DOUBLE), classes, 0.01)
+    close(sure.probs.max(), highest, 1e-9), close(sure.probs.min(), lowest, 1e-9)
+    close(sure.kl(other), 32 * max_kl, 1e-4)
+    close(sure.entropy(), least, 1e-4), close(even.entropy(), most, 1e-4)
+    to_even = {4: 1.333887, 16: 2.694091, 32: 3.377909, 64: 4.062817}[classes]
+    from_even = {4: 3.109186, 16: 4.144649, 32: 4.353259, 64: 4.468386}[classes]
+    close(sure.kl(even) / 32, to_even, 1e-6), close(even.kl(sure) / 32, from_even, 1e-6)
+
+
+def test_kl_of_three_classes_by_hand():
+    post, prior = double(2.0, 0.0, -1.0), double(0.0, 1.0, 0.0)
+    p, q = Categoricals(post, 3, 0.01), Categoricals(prior, 3, 0.01)
+    close(p.probs[0], [0.83869012, 0.11638658, 0.0449233], 1e-7)
+    close(q.probs[0], [0.21315548, 0.57368905, 0.21315548], 1e-7)
+    close(p.kl(q), 0.89324913), close(q.kl(p), 0.95504419)
+    close(Categoricals(post, 3).kl(Categoricals(prior, 3)), 0.91298290)
+
+
+def test_categoricals_are_one_hot_groups():
+    logits = torch.randn(7, 12, dtype=DOUBLE)
+    ours, theirs = Categoricals(logits, 4, 0.1), OneHot(logits, (4, 4, 4), 0.1)
+    close(ours.log_probs.flatten(-2), theirs.log_probs, 1e-12)
+    close(ours.entropy(), theirs.entropy(), 1e-12)
+    assert torch.equal(ours.mode, theirs.mode)
+    close(ours.log_prob(theirs.mode), theirs.log_prob(theirs.mode), 1e-12)
+
+
+@given(st.floats(0, 1, exclude_max=True), st.integers(2, 9))
+def test_a_draw_is_one_hot_and_by_inversion(u, classes):
+    running = torch.rand(1, classes, dtype=DOUBLE).cumsum(-1)
+    hot = draw_one_hot(running.diff(prepend=torch.zeros(1, 1, dtype=DOUBLE)), double(u))
+    expected = min(int((running <= u * running[0, -1]).sum()), classes - 1)
+    assert hot.sum() == 1 and hot[0, expected] == 1

@@ -10,14 +10,22 @@ from torch import nn
 from reverie.nets import (
     LSTM,
     MLP,
+    BlockGRU,
+    BlockLinear,
     Conv,
     Deconv,
+    Dense,
     Ensemble,
     GRUCell,
     ImageDecoder,
     ImageEncoder,
+    NormGRUCell,
+    RMSNorm,
+    doubled,
     glorot_,
+    halved,
     rounded,
+    truncated_,
 )
 from reverie.types import ReverieError
 
@@ -310,3 +318,78 @@ def test_rounded_matrices_predict_nearly_the_same_and_leave_the_net_alone():
     torch.testing.assert_close(told, exact, atol=0.05, rtol=0.05)
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters(), strict=True))
     assert not any(p.requires_grad for p in coarse.parameters())
+
+
+# Layers with norms
+
+
+def test_root_mean_square_norm():
+    norm = RMSNorm(2).double()
+    assert norm(torch.tensor([3.0, 4.0], dtype=torch.float64)).tolist() == pytest.approx(
+        [0.84852474, 1.13136632], abs=1e-8
+    )
+    assert [name for name, _ in norm.named_parameters()] == ["scale"]
+
+
+def test_truncated_weights_have_the_wished_variance_and_end_at_two_deviations():
+    weight = truncated_(torch.empty(400, 500), 25, generator=torch.Generator().manual_seed(0))
+    assert weight.std().item() == pytest.approx(0.2, rel=0.01)
+    assert weight.abs().max().item() == pytest.approx(2 * 1.1368 * 0.2, rel=0.01)
+    assert (truncated_(torch.ones(3, 3), 3, 0.0) == 0).all()
+
+
+def test_dense_is_linear_norm_silu_and_so_is_its_gradient():
+    layer = Dense(5, 7).double()
+    nn.init.uniform_(layer.norm.scale, 0.5, 1.5)
+    scatter_biases(layer.linear)
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    plain = F.silu(layer.norm(F.linear(x, layer.linear.weight, layer.linear.bias)))
+    torch.testing.assert_close(layer(x), plain)
+    leaves, direction = [x, *layer.parameters()], torch.randn_like(plain)
+    ours = torch.autograd.grad((layer(x) * direction).sum(), leaves)
+    theirs = torch.autograd.grad((plain * direction).sum(), leaves)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), plain)
+
+
+def test_a_block_layer_is_a_block_diagonal_matrix():
+    layer = BlockLinear(6, 4, 2)
+    scatter_biases(layer)
+    x = torch.randn(3, 5, 6)
+    whole = torch.block_diag(*layer.weight)
+    torch.testing.assert_close(layer(x), x @ whole + layer.bias)
+    with pytest.raises(ReverieError, match="widths that 4 divides"):
+        BlockLinear(6, 4, 4)
+
+
+def test_block_layers_begin_as_small_as_full_ones():
+    layer = BlockLinear(512, 512, 8)
+    assert layer.weight.std().item() == pytest.approx(512**-0.5, rel=0.02)
+
+
+def test_block_gru_counts():
+    """Size 1m with six actions, as the sheet of the release splits it."""
+    cell = BlockGRU(128, 6, 512, 64, 8)
+    assert count(cell.from_deter) == 32_896 and count(cell.from_stoch) == 8_320
+    assert count(cell.mix) + count(cell.norm) == 132_096 and count(cell.gates) == 99_840
+
+
+def test_a_gru_with_a_norm():
+    """The gates are normed together; with no kernel sig(-1) of the state is forgotten."""
+    cell = NormGRUCell(3, 4).double()
+    nn.init.zeros_(cell.kernel.weight)
+    h = torch.ones(1, 4, dtype=torch.float64)
+    assert cell(torch.zeros(1, 3, dtype=torch.float64), h)[0].tolist() == pytest.approx([0.73105858] * 4)
+    norm = nn.LayerNorm(2, 1e-3).double()
+    assert norm(torch.tensor([3.0, 4.0], dtype=torch.float64)).tolist() == pytest.approx(
+        [-0.998006, 0.998006], abs=1e-6
+    )
+
+
+def test_pictures_are_halved_and_doubled():
+    x = torch.randn(2, 8, 6, 3)
+    assert halved(x).shape == (2, 4, 3, 3) and doubled(x).shape == (2, 16, 12, 3)
+    assert torch.equal(halved(doubled(x)), x)
+    assert torch.equal(halved(x)[0, 0, 0], x[0, :2, :2].amax((0, 1)))

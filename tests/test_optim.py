@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from reverie.optim import Follow, Optimizer, RMSProp, step
+from reverie.optim import Follow, LaProp, Optimizer, RMSProp, step
 from reverie.types import NotFinite
 
 
@@ -242,3 +242,76 @@ def test_a_slow_copy_follows():
     assert torch.equal(a.weight, fast)
     Follow({slow_b: b}, 1.0)()
     assert torch.equal(slow_b.bias, b.bias)
+
+
+# LaProp with adaptive clipping
+
+
+def laprop(value=1.0, **settings):
+    module = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(module.weight, value)
+    return module.weight, LaProp({"module": module}, **{"lr": 1.0, "warmup": 0, "clip": 1e9} | settings)
+
+
+def test_laprop_by_hand():
+    """Normalised first and averaged then; Adam takes other steps on the same slopes."""
+    weight, optimizer = laprop()
+    assert [take(optimizer, weight, slope) for slope in (1.0, -2.0, 4.0)] == pytest.approx(
+        [1.0, -0.19195857, 0.43655674], abs=1e-7
+    )
+    weight, optimizer = one(lr=1.0, eps=1e-20, clip=1e9)
+    assert [take(optimizer, weight, slope) for slope in (1.0, -2.0, 4.0)] == pytest.approx(
+        [1.0, -0.36610352, 0.41965562], abs=1e-7
+    )
+
+
+@pytest.mark.parametrize(("size", "slope", "factor"), [(2.0, 10.0, 0.06), (0.0, 1.0, 3e-4), (2.0, 0.5, 1.0)])
+def test_a_gradient_is_clipped_to_its_parameters_size(size, slope, factor):
+    """Seen in the second moment, which a step cannot hide."""
+    weight, optimizer = laprop(size, clip=0.3)
+    take(optimizer, weight, slope)
+    assert optimizer.square.item() == pytest.approx(1e-3 * (factor * slope) ** 2, rel=1e-9)
+
+
+def test_clipping_is_of_whole_tensors_each_by_itself():
+    module = nn.Linear(2, 1).double()
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[2.0, 0.0]]))
+        module.bias.fill_(2.0)
+    optimizer = LaProp({"m": module}, lr=0.1, warmup=0, clip=0.3)
+    loss = (module.weight * torch.tensor([6.0, 8.0])).sum() + 0.5 * module.bias.sum()
+    step(optimizer.gradient(loss))
+    expected = [1e-3 * (0.06 * 6) ** 2, 1e-3 * (0.06 * 8) ** 2, 1e-3 * 0.25]
+    assert optimizer.square.tolist() == pytest.approx(expected)
+
+
+def test_the_learning_rate_warms_up_from_nothing():
+    weight, optimizer = laprop(lr=0.1, warmup=4)
+    moved = [take(optimizer, weight, 1.0) for _ in range(6)]
+    assert moved == pytest.approx([0, 0.025, 0.05, 0.075, 0.1, 0.1])
+
+
+def test_laprop_goes_on_from_a_saved_state():
+    (a, first), (b, second) = laprop(lr=0.1), laprop(lr=0.1)
+    for slope in (1.0, -3.0):
+        take(first, a, slope)
+    second.load_state_dict(first.state_dict())
+    with torch.no_grad():
+        b.copy_(a)
+    before = first.mean.clone()
+    take(second, b, 2.0)
+    assert torch.equal(first.mean, before)  # a copy
+    take(first, a, 2.0)
+    assert torch.equal(a, b) and first.steps == second.steps == 3
+
+
+def test_a_bad_gradient_does_not_move_laprop():
+    weight, optimizer = laprop()
+    with pytest.raises(NotFinite, match=r"module\.weight"):
+        step(optimizer.gradient((float("nan") * weight).sum()))
+    assert weight.item() == 1.0 and optimizer.steps == 0
+
+
+def test_shrinking_takes_a_share_of_every_parameter():
+    weight, optimizer = one(2.0, shrink=1e-3, lr=1e-9)
+    assert take(optimizer, weight, 1.0) == pytest.approx(2e-3, rel=1e-5)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from reverie.presets import AGENTS, PRESETS, agent_class, config_class, known, resolve
+from reverie.presets import AGENTS, PRESETS, agent_class, config_class, known, resolve, v3_size
 from reverie.types import ActionSpace, Agent, Batch, ReverieError, Space
 
 IMAGE = {"image": Space((64, 64, 3), "uint8")}
@@ -35,6 +35,8 @@ def test_every_agent_has_the_three_presets():
 def test_every_preset_builds(agent, preset):
     config = resolve(agent, [preset])
     assert dataclasses.asdict(config) == dataclasses.asdict(config_class(agent)()) | PRESETS[agent][preset]
+    if agent == "dreamer_v3":  # sizes are counted, without being made, in tests/agents/test_dreamer_v3.py
+        config = resolve(agent, [preset], v3_size(128) | {"image_size": 64})
     small = {"image": Space((10, 10, 7), "uint8")}  # what a network without strides is for
     discrete = preset == "discrete" or agent in DISCRETE
     image = small if getattr(config, "image_size", 64) == 0 and preset != "laptop" else seen(config)

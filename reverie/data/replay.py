@@ -19,6 +19,11 @@ from 0; row ``i`` lies in slot ``i % slots``. With ``size = capacity // streams`
   checkpoint without touching what it could sample, and one that may be half written. So ``rewind`` to
   ``count`` works as long as ``recorded - count <= slack``, whatever happened in between.
 
+An agent may keep with every row what it remembered there (``context``, the columns of a numpy dtype). It is given
+with the row to ``add``, handed out by ``sample`` for the row before a sequence, and renewed by ``refresh`` when
+the agent has read the rows again. It lives in memory, also of a replay on disk, and a checkpoint holds all of it:
+else what a resumed run starts from would not be what it had, and could not be had again.
+
 What survives a stop: a killed process loses no row that was added. A power cut loses at most the rows since
 the last sync. One starts at the end of an episode (beside the caller, in a thread) when the one before is
 more than ``SYNC_SECONDS`` ago, and one is in ``flush``: call that before saving a checkpoint. The files are
@@ -36,6 +41,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reverie.data.storage import RECORDED, Storage, read_about, spaces, step_dtype
 from reverie.types import ActionSpace, Batch, ObsSpace, ReverieError, Step
@@ -57,8 +63,13 @@ class Replay:
     ``folder`` keeps the rows on disk, mapped into memory; opening it again goes on where it ended, also with
     another capacity or slack as long as no ring is full. Without a folder the rows are in memory. ``slack``
     rows per stream may be added between two checkpoints. ``reserve`` bytes of disk are taken at once, per
-    stream.
+    stream. ``context`` is a dtype with the columns of an agent's memory. With ``fresh_first``, a stretch of rows
+    that has just become as long as a sequence is sampled once before anything is drawn at random.
     """
+
+    context: np.dtype | None = None
+    fresh_first = False
+    _context_rows: Sequence[np.ndarray] = ()
 
     def __init__(
         self,
@@ -69,6 +80,8 @@ class Replay:
         folder: Path | None = None,
         slack: int = 0,
         reserve: int | None = None,
+        context: np.dtype | None = None,
+        fresh_first: bool = False,
     ):
         if streams < 1 or capacity // max(streams, 1) < 2 or slack < 0:
             raise ReverieError(
@@ -76,6 +89,16 @@ class Replay:
                 f"got capacity {capacity}, streams {streams}, slack {slack}"
             )
         self._start(obs_space, act_space, capacity, streams, folder, slack, reserve)
+        self.fresh_first = fresh_first
+        if context is not None:
+            self.context = context
+            try:
+                self._context_rows = [np.zeros(self.slots, context) for _ in range(streams)]
+            except MemoryError:
+                raise ReverieError(
+                    f"an agent's memory of {streams} x {self.slots} rows, {context.itemsize} bytes each, is too "
+                    f"large for this machine; lower --replay-size"
+                ) from None
 
     @classmethod
     def open(cls, folder: Path) -> "Replay":
@@ -113,6 +136,7 @@ class Replay:
         self._syncing: threading.Thread | None = None
         self._pool: dict[Any, list[np.ndarray]] = {}
         self._pool_lock = threading.Lock()
+        self._served = [0] * streams  # rows of each stream that have been handed out by ``fresh_first``
         self._index_episodes()
 
     # --- what is there -------------------------------------------------------------------------
@@ -135,16 +159,19 @@ class Replay:
     @property
     def bytes(self) -> int:
         """What the full rings take, on disk or in memory."""
-        return self.streams * self.slots * self.bytes_per_row(self.obs_space, self.act_space)
+        return self.streams * self.slots * self.bytes_per_row(self.obs_space, self.act_space, self.context)
 
     @staticmethod
-    def bytes_per_row(obs_space: ObsSpace, act_space: ActionSpace) -> int:
-        return sum(space.bytes for space in obs_space.values()) + step_dtype(act_space).itemsize
+    def bytes_per_row(obs_space: ObsSpace, act_space: ActionSpace, context: np.dtype | None = None) -> int:
+        memory = 0 if context is None else context.itemsize
+        return sum(space.bytes for space in obs_space.values()) + step_dtype(act_space).itemsize + memory
 
     @classmethod
-    def capacity_for(cls, size: int, obs_space: ObsSpace, act_space: ActionSpace) -> int:
+    def capacity_for(
+        cls, size: int, obs_space: ObsSpace, act_space: ActionSpace, context: np.dtype | None = None
+    ) -> int:
         """How many rows fit into ``size`` bytes."""
-        return size // cls.bytes_per_row(obs_space, act_space)
+        return size // cls.bytes_per_row(obs_space, act_space, context)
 
     def _low(self, stream: int, count: int) -> int:
         """The oldest row that can be sampled when there are ``count``."""
@@ -156,13 +183,24 @@ class Replay:
 
     # --- adding --------------------------------------------------------------------------------
 
-    def add(self, step: Step, action: np.ndarray | None, stream: int = 0) -> None:
-        """Append one row: the ``step`` of one environment and the ``action`` "A" chosen at it.
+    def add(
+        self,
+        step: Step,
+        action: np.ndarray | None,
+        stream: int = 0,
+        context: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
+        """Append one row: the ``step`` of one environment, the ``action`` "A" chosen at it, and what the agent
+        remembers there (zeros if that is not given).
 
         On a last row nothing is chosen: the action is left out, or taken as zeros whatever it is.
         """
         row = self._checked(step, action, stream)
         at = self._counts[stream]
+        if self.context is not None:
+            memory = self._context_rows[stream][at % self.slots]
+            for name in self.context.names or ():
+                memory[name] = 0 if context is None else context[name]
         if at >= self.storage.marks[stream, RECORDED] or not self._is_recorded(stream, at, step.obs, row):
             self.storage.put(stream, at, step.obs, row)
         if row["is_first"]:
@@ -237,6 +275,9 @@ class Replay:
             lows = np.maximum(contexts, counts - self.size)
             draw = self._draw_within if within_episode else self._draw
             streams, starts = draw(lows, counts, batch_size, length, rng)
+            if self.fresh_first and not within_episode:
+                for i, (stream, start) in enumerate(self._fresh(lows, counts, batch_size, length)):
+                    streams[i], starts[i] = stream, start
             before = np.maximum(starts - 1, contexts[streams])
             batch = self._gather(streams.tolist(), starts.tolist(), before.tolist(), length)
             # Were the oldest of these rows written over by another thread meanwhile? Then draw again.
@@ -270,6 +311,31 @@ class Replay:
             floors = np.array([self.storage.floor(s) for s in range(self.streams)])
             if (before >= floors[streams]).all():
                 return batch
+
+    def _fresh(
+        self, lows: np.ndarray, counts: np.ndarray, batch_size: int, length: int
+    ) -> Iterator[tuple[int, int]]:
+        """Streams and first rows of at most ``batch_size`` stretches that were never handed out; now they are."""
+        left = batch_size
+        for s, (low, count) in enumerate(zip(lows.tolist(), counts.tolist(), strict=True)):
+            self._served[s] = max(self._served[s], low)
+            while left and self._served[s] + length <= count:
+                yield s, self._served[s]
+                self._served[s] += length
+                left -= 1
+
+    def refresh(self, rows: Tensor, context: Mapping[str, Tensor]) -> None:
+        """Write what the agent now remembers, "B T ...", at the rows of a batch (its ``rows``).
+
+        Rows that are no longer stored are passed over.
+        """
+        values = {name: value.cpu().numpy() for name, value in context.items()}
+        for b, (stream, first) in enumerate(rows.tolist()):
+            length = len(next(iter(values.values()))[b])
+            low = max(first, self._context(stream, self._counts[stream]))
+            slots = np.arange(low, first + length) % self.slots
+            for name, value in values.items():
+                self._context_rows[stream][name][slots] = value[b, low - first :]
 
     def take(self, streams: Sequence[int], firsts: Sequence[int], length: int = 1) -> Batch:
         """The sequences of ``length`` rows that begin at row ``firsts[i]`` of stream ``streams[i]``."""
@@ -420,9 +486,18 @@ class Replay:
         prev[fields["is_first"]] = 0
         t = {name: torch.from_numpy(value) for name, value in fields.items()}
         prev_action = torch.from_numpy(prev)
-        return Batch(
+        batch = Batch(
             obs, t["action"], prev_action, t["reward"], t["is_first"], t["is_last"], t["is_terminal"]
         )
+        if self.context is None:
+            return batch
+        memory = np.zeros(n, self.context)
+        for b in range(n):
+            if before[b] < starts[b] and not fields["is_first"][b, 0]:
+                memory[b] = self._context_rows[streams[b]][before[b] % self.slots]
+        context = {name: torch.from_numpy(memory[name].copy()) for name in self.context.names or ()}
+        rows = torch.tensor([streams, starts], dtype=torch.int64).t().contiguous()
+        return batch._replace(rows=rows, context=context)
 
     def _copy(
         self, columns: list[np.ndarray], streams: list[int], starts: list[int], length: int, out: np.ndarray
@@ -564,17 +639,26 @@ class Replay:
         return step, row["action"]
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint: the counts, and without a folder also every row that is kept."""
+        """For a checkpoint: the counts, what agents remember, and without a folder also every row that is kept."""
         state: dict[str, Any] = {"counts": self.counts}
+        if self.fresh_first:
+            state["served"] = list(self._served)
+        if self.context is not None:
+            slots = [self._kept_slots(s) for s in range(self.streams)]
+            state["context"] = [
+                {name: rows[name][kept] for name in self.context.names or ()}
+                for rows, kept in zip(self._context_rows, slots, strict=True)
+            ]
         if self.folder is None:
             contexts = [self._context(s, count) for s, count in enumerate(self._counts)]
             state["rows"] = [self.read(s, contexts[s], count) for s, count in enumerate(self._counts)]
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Be as when ``state`` was taken; with a folder this is ``rewind``."""
+        """Be as when ``state`` was taken; with a folder this is ``rewind`` and what agents remembered then."""
         if self.folder is not None:
             self.rewind(state["counts"])
+            self._load_context(state)
             return
         fits = len(state["counts"]) == self.streams and all(
             np.shape(rows.get(f"obs/{key}"))[1:] == space.shape
@@ -596,6 +680,31 @@ class Replay:
             self.storage.marks[s] = (count, count, 0, count - n)
         self._counts = [int(n) for n in state["counts"]]
         self._index_episodes()
+        self._load_context(state)
+
+    def _kept_slots(self, stream: int) -> np.ndarray:
+        """The slots of the visible rows and the one before them, oldest first."""
+        count = self._counts[stream]
+        return np.arange(self._context(stream, count), count) % self.slots
+
+    def _load_context(self, state: Mapping[str, Any]) -> None:
+        if self.fresh_first:
+            self._served = [int(n) for n in state["served"]]
+        if self.context is None:
+            return
+        saved = state.get("context") or [{}] * self.streams
+        for s, columns in enumerate(saved):
+            for name in self.context.names or ():
+                rows, found = self._context_rows[s], columns.get(name)
+                if found is None or found.shape[1:] != rows[name].shape[1:]:
+                    what = "nothing" if found is None else f"shape {found.shape[1:]}"
+                    raise ReverieError(
+                        f"the saved replay has {what} where this agent remembers {name!r} of shape "
+                        f"{rows[name].shape[1:]}; use the agent and the sizes it was made with"
+                    )
+                kept = self._kept_slots(s)
+                n = min(len(kept), len(found))
+                rows[name][kept[len(kept) - n :]] = found[len(found) - n :]
 
     def flush(self) -> None:
         """Bring all rows to the disk itself, so that they also survive a power cut."""

@@ -27,8 +27,16 @@ from reverie.envs.pixels import MuJoCoCamera, choose_gl, choose_sdl, preset
 from reverie.types import ActionSpace, ReverieError, Space, Step
 
 # Names of a row's other parts, and of an agent's other losses: a loss is called after what it predicts.
-TAKEN = ("is_first", "is_last", "is_terminal", "reward", "action", "prev_action", "env_steps")
-TAKEN += ("kl", "cont", "overshooting", "actor", "critic")
+TAKEN: tuple[str, ...] = (
+    "is_first",
+    "is_last",
+    "is_terminal",
+    "reward",
+    "action",
+    "prev_action",
+    "env_steps",
+)
+TAKEN += ("kl", "dyn", "rep", "cont", "overshooting", "actor", "critic", "replay")
 Reader = Callable[[Any], np.ndarray]  # the environment's entry -> our array
 Entry = tuple[str, Space, tuple[Any, ...], Reader]  # key, our space, path into the raw observation, reader
 

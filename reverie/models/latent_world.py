@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Generator, Tensor
 
-from reverie.models.rssm import RSSM, State
+from reverie.models.rssm import RSSM, BlockRSSM, State
 
 
 class LatentWorld:
@@ -20,7 +20,7 @@ class LatentWorld:
 
     def __init__(
         self,
-        rssm: RSSM,
+        rssm: RSSM | BlockRSSM,
         encoder: Callable[[Mapping[str, Tensor]], Tensor],
         decoder: Callable[[Tensor], Mapping],
         reward: Callable[[Tensor], Tensor],

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from reverie.types import Agent, ReverieError, Step
+from reverie.types import Agent, Remembers, ReverieError, Step
 
 Record = tuple[Step, np.ndarray]  # a row and the action chosen at it
 FLAGS = ("reward", "is_first", "is_last", "is_terminal", "env_steps")
@@ -74,8 +74,10 @@ class Driver:
                 )
             action[i] = was
         finished = []
+        memories = self.memories()
         for i in range(self.envs.n):
-            self.replay.add(row_of(rows, i), action[i], i)
+            memory = {} if memories is None else {"context": {k: v[i] for k, v in memories.items()}}
+            self.replay.add(row_of(rows, i), action[i], i, **memory)
             journal = self.journals[i]
             self.ahead[i] = None if journal is None else next(journal, None)
             self.scores[i] = rows.reward[i] + (0.0 if rows.is_first[i] else self.scores[i])
@@ -97,6 +99,12 @@ class Driver:
             at_random = self.envs.act_space.sample(self.rng, self.envs.n)
             action = np.where(self.random[:, None], at_random, action)
         return np.array(action, np.float32)
+
+    def memories(self) -> dict[str, np.ndarray] | None:
+        """What the agent remembers at these rows, if it keeps that with them and was asked for an action."""
+        if self.random.all() or not isinstance(self.agent, Remembers):
+            return None
+        return self.agent.remember(self.carry)
 
     def next_rows(self) -> tuple[Step, dict[int, np.ndarray]]:
         """The next row of every stream, and the recorded actions of those that came from a journal."""

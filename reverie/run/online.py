@@ -24,7 +24,7 @@ from reverie.logger import Logger, Progress, duration, plural
 from reverie.run.driver import Driver
 from reverie.run.evaluate import Evaluation, Interrupted, evaluate
 from reverie.run.loop import Loop, RunConfig, at_least
-from reverie.types import Agent, Draws, ReverieError
+from reverie.types import Agent, Draws, Remembers, ReverieError
 
 
 class Online(Loop):
@@ -49,7 +49,8 @@ class Online(Loop):
         super().__init__(agent, envs, eval_envs, replay, config, run, folder, logger, bar)
         self.draws: Draws | None = agent if isinstance(agent, Draws) else None
         self.show, self.env = show, env  # its name: what is joined by + is told apart in evaluations
-        self.driver = Driver(agent, envs, replay, config.prefill, run.seed)
+        random = config.prefill if getattr(config, "random_prefill", True) else 0
+        self.driver = Driver(agent, envs, replay, random, run.seed)
         self.rng = np.random.default_rng([run.seed, 2])  # which sequences are sampled
         self.pretrain = getattr(config, "pretrain", 0)
         self.updates = self.pending = 0  # done; due
@@ -147,6 +148,8 @@ class Online(Loop):
         else:
             batch = self.replay.sample(self.config.batch_size, self.config.batch_length, self.rng)
         self.logger.add(self.agent.update(batch))
+        if batch.rows is not None and isinstance(self.agent, Remembers):
+            self.replay.refresh(batch.rows, self.agent.reread)
         self.updates += 1
         self.pending -= 1
         return 1

@@ -26,7 +26,7 @@ from reverie.run.evaluate import Evaluation, evaluate
 from reverie.run.folder import Plan, check_folder, read_json, read_plan, size_in_bytes, write_json, write_plan
 from reverie.run.loop import Loop, RunConfig, at_least
 from reverie.run.online import Online, length
-from reverie.types import ActionSpace, Agent, ObsSpace, ReverieError, World
+from reverie.types import ActionSpace, Agent, ObsSpace, Remembers, ReverieError, World
 
 EVAL_SEED = 1_000_003  # evaluation episodes never start where training ones do
 LONGEST = 10_000  # decisions of an episode, when nobody knows
@@ -157,10 +157,11 @@ def make_online(plan: Plan, folder: Path, parts: Parts) -> Online:
     eval_envs = parts.add(make_envs(plan, plan.run.eval_episodes, evaluation=True))
     agent = make_agent(plan, envs)
     needed, least = rows(plan, envs.n)
-    replay_size(plan, envs, needed, least)
+    context = agent.context if isinstance(agent, Remembers) else None
+    replay_size(plan, envs, needed, least, context)
     write_plan(folder, plan)  # not before all of it is known to work
     logger = parts.add(Logger(folder, plan.run.wandb, plan.as_dict()))
-    replay = parts.add(make_replay(plan, envs, folder, needed, least))
+    replay = parts.add(make_replay(plan, envs, folder, needed, least, context))
     shown = partial(show, plan)
     return Online(agent, envs, eval_envs, replay, plan.config, plan.run, folder, logger, shown, plan.env)
 
@@ -451,11 +452,17 @@ def goals(plan: Plan) -> Goals:
     return env.goals
 
 
-def make_replay(plan: Plan, envs: Any, folder: Path, needed: int, least: int) -> Replay:
-    """The run's replay. One that exists keeps its size, unless the run has become longer and it can grow."""
-    capacity, slack = replay_size(plan, envs, needed, least)
+def make_replay(
+    plan: Plan, envs: Any, folder: Path, needed: int, least: int, context: np.dtype | None = None
+) -> Replay:
+    """The run's replay. One that exists keeps its size, unless the run has become longer and it can grow.
+    ``context``: the columns of what the agent keeps with every row."""
+    capacity, slack = replay_size(plan, envs, needed, least, context)
     where = folder / "replay" if plan.run.replay_on_disk else None
-    make = lambda rows, slack: Replay(envs.obs_space, envs.act_space, rows, envs.n, where, slack=slack)
+    fresh = getattr(plan.config, "fresh_first", False)
+    make = lambda rows, slack: Replay(
+        envs.obs_space, envs.act_space, rows, envs.n, where, slack, context=context, fresh_first=fresh
+    )
     old = None if where is None else read_about(where)
     if old is None:
         return make(capacity, slack)
@@ -467,15 +474,18 @@ def make_replay(plan: Plan, envs: Any, folder: Path, needed: int, least: int) ->
         return make(old["capacity"], old["slack"])
 
 
-def replay_size(plan: Plan, envs: Any, needed: int, least: int) -> tuple[int, int]:
+def replay_size(
+    plan: Plan, envs: Any, needed: int, least: int, context: np.dtype | None = None
+) -> tuple[int, int]:
     """Rows to sample from, in all, and the slack of each stream: what the run can make, ``needed`` a stream, as far
     as ``replay_size`` holds it. Raises ``ReverieError`` if that is not ``least`` a stream."""
     n, size = envs.n, size_in_bytes(plan.run.replay_size)
-    most = Replay.capacity_for(size, envs.obs_space, envs.act_space) // n - 2
+    most = Replay.capacity_for(size, envs.obs_space, envs.act_space, context) // n - 2
     slack = min(SLACK, needed, max(most // 5, 0))
     rows = min(needed, most - slack)
     if rows < min(needed, least):
-        enough = math.ceil(1.25 * least + 3) * n * Replay.bytes_per_row(envs.obs_space, envs.act_space)
+        row = Replay.bytes_per_row(envs.obs_space, envs.act_space, context)
+        enough = math.ceil(1.25 * least + 3) * n * row
         raise ReverieError(
             f"--replay-size {plan.run.replay_size} is too small for this run: {math.ceil(enough / 1e6)}MB are needed "
             f"at least"
