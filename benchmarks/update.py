@@ -21,7 +21,9 @@ from reverie.machine import prepare
 from reverie.types import ActionSpace, Batch, Space, Step
 
 OBS = {"image": Space((64, 64, 3), "uint8")}
+VECTOR = {"vector": Space((3,))}
 WHAT = ["dreamer_v1 paper", "dreamer_v1 laptop", "planet paper", "planet laptop", "planet decision paper"]
+WHAT += ["dreamer_v3 1m vector", "dreamer_v3 12m image"]
 
 
 def matrix_rate(size: int = 1024, seconds: float = 1.0) -> float:
@@ -88,6 +90,41 @@ def update_work(agent: str, c, actions: int) -> int:
     return model_work(c, actions, reward) + states * dream
 
 
+def v3_work(c, obs: dict[str, Space], actions: int) -> int:
+    d, h, s, u = c.deter, c.hidden, c.stoch * c.classes, c.units
+    feat, embed, first, outside = d + s, 0, 0, 0
+    for space in obs.values():
+        if space.is_image:
+            encode, first_layer, decode = v3_pictures(c, space.shape[2])
+            embed, first, outside = embed + 64 * c.depth, first + first_layer, outside + encode + decode
+        else:
+            n, hidden = space.shape[0], (c.vector_layers - 1) * u * u
+            embed, first, outside = embed + u, first + n * u, outside + n * u + feat * u + 2 * hidden + u * n
+    # h and its gates in blocks: own weights of each block, and what comes in, which is the same for all
+    cell = (d + s + actions) * h + d * d // c.blocks + 3 * h * d + 3 * d * d // c.blocks
+    prior, post = d * h + h * h + h * s, (d + embed) * h + h * s
+    reward, cont = mlp(feat, u, c.reward_layers, c.bins), mlp(feat, u, c.cont_layers, 1)
+    actor, critic = mlp(feat, u, c.actor_layers, 2 * actions), mlp(feat, u, c.critic_layers, c.bins)
+    row = outside + cell + prior + post + reward + cont + critic
+    dream = (
+        cell + prior + reward + cont  # no gradient: REINFORCE
+        + 3 * actor - feat * u  # their input is detached
+        + 3 * critic - feat * u + critic  # and the slow one
+    )  # fmt: skip
+    rows = c.batch_size * c.batch_length
+    return rows * (3 * row - first + critic + c.horizon * dream + cont + critic)
+
+
+def v3_pictures(c, channels: int) -> tuple[int, int, int]:
+    """Encoder, its first layer, and decoder: 5 x 5 convolutions at every side from 64 down to 8 and back."""
+    widths, sides = [channels, *(c.depth * k for k in (2, 3, 4, 4))], (64, 32, 16, 8)
+    down = [25 * s * s * a * b for s, a, b in zip(sides, widths, widths[1:], strict=False)]
+    widths, cells = [*(c.depth * k for k in (4, 4, 3, 2)), channels], 16 * 4 * c.depth
+    up = [25 * s * s * a * b for s, a, b in zip(sides[::-1], widths, widths[1:], strict=False)]
+    stem = c.deter * cells // c.blocks + 2 * c.units * (c.stoch * c.classes + cells)
+    return sum(down), down[0], sum(up) + stem
+
+
 def decision_work(c, actions: int) -> int:
     reward = mlp(c.stoch + c.deter, c.reward_units, c.reward_layers, 1)
     return c.horizon * c.candidates * c.iterations * (prior_step(c, actions) + reward)
@@ -96,14 +133,19 @@ def decision_work(c, actions: int) -> int:
 # Timing
 
 
-def random_batch(c, actions: int) -> Batch:
+def random_batch(c, actions: int, obs: dict[str, Space]) -> Batch:
     """One sequence after another from a replay of noise, as an agent gets them."""
     n, rng = c.batch_size * c.batch_length, np.random.default_rng(0)
-    replay = Replay(OBS, ActionSpace(actions), 2 * n)
+    replay = Replay(obs, ActionSpace(actions), 2 * n)
     no = np.zeros((), bool)
     for i in range(n):
-        image = {"image": rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)}
-        row = Step(image, np.float32(rng.random()), np.array(i == 0), no, no, np.array(int(i > 0)))
+        seen = {
+            key: rng.integers(0, 256, space.shape, dtype=np.uint8)
+            if space.is_image
+            else rng.normal(size=space.shape).astype(np.float32)
+            for key, space in obs.items()
+        }
+        row = Step(seen, np.float32(rng.random()), np.array(i == 0), no, no, np.array(int(i > 0)))
         replay.add(row, rng.uniform(-1, 1, actions).astype(np.float32))
     return replay.sample(c.batch_size, c.batch_length, rng)
 
@@ -119,17 +161,19 @@ def timed(call, repeats: int) -> float:
 
 
 def measure(what: str, repeats: int, actions: int = 6) -> dict:
-    agent, preset = what.split()[0], what.split()[-1]
+    agent, preset = what.split()[0], what.split()[1 if "v3" in what else -1]
     c = presets.resolve(agent, (preset,))
-    made = presets.agent_class(agent)(OBS, ActionSpace(actions), c)
+    obs, actions = (VECTOR, 1) if "vector" in what else (OBS, actions)
+    made = presets.agent_class(agent)(obs, ActionSpace(actions), c)
     before = matrix_rate()
     if "decision" in what:
-        obs = {"image": np.zeros((1, 64, 64, 3), np.uint8), "is_first": np.array([True])}
+        first = {"image": np.zeros((1, 64, 64, 3), np.uint8), "is_first": np.array([True])}
         carry = made.initial(1)
-        seconds, work = timed(lambda: made.act(obs, carry, "eval"), repeats), decision_work(c, actions)
+        seconds, work = timed(lambda: made.act(first, carry, "eval"), repeats), decision_work(c, actions)
     else:
-        batch = random_batch(c, actions)
-        seconds, work = timed(lambda: made.update(batch), repeats), update_work(agent, c, actions)
+        batch = random_batch(c, actions, obs)
+        work = v3_work(c, obs, actions) if agent == "dreamer_v3" else update_work(agent, c, actions)
+        seconds = timed(lambda: made.update(batch), repeats)
     floor = 2 * work / max(before, matrix_rate())
     print(
         f"{what:24} {seconds:8.3f} s   floor {floor:7.3f} s   ratio {seconds / floor:5.2f}   "

@@ -108,14 +108,25 @@ class SymlogMSE:
 
 class TwoHot:
     """One number as weights of ``bins``: the mean is theirs, the loss a cross-entropy against the target's two-hot
-    weights. ``bins`` "K" are antisymmetric (``ops.scalars.symexp_bins``)."""
+    weights. ``bins`` "K" are antisymmetric (``ops.scalars.symexp_bins``). The mean carries no gradient."""
 
     def __init__(self, logits: Float[Tensor, "*B K"], bins: Float[Tensor, "K"]):
         self.logits, self.bins = logits, bins
+        with torch.no_grad():  # what mean and loss both need, in as few passes as can be
+            self.top = logits.amax(-1, keepdim=True)
+            self.weights = (logits - self.top).exp_()
+            self.total = self.weights.sum(-1, keepdim=True)
+
+    def __getitem__(self, index: Any) -> "TwoHot":
+        """Some of them, without another pass over the logits."""
+        part = object.__new__(TwoHot)
+        part.logits, part.bins = self.logits[index], self.bins
+        part.top, part.weights, part.total = self.top[index], self.weights[index], self.total[index]
+        return part
 
     @property
     def mean(self) -> Float[Tensor, "*B"]:
-        return symmetric_mean(self.logits.softmax(-1), self.bins)
+        return symmetric_mean(self.weights, self.bins) / self.total.squeeze(-1)
 
     @property
     def mode(self) -> Float[Tensor, "*B"]:
@@ -123,31 +134,42 @@ class TwoHot:
 
     def loss(self, *targets: Float[Tensor, "*B"]) -> Float[Tensor, "*B"]:
         """The sum of the cross-entropies against ``targets``, with one pass over the logits for all of them."""
-        places, weights = [], []
+        places, shares = [], []
         for target in targets:
-            below, weight = neighbours(target, self.bins)
+            below, above = neighbours(target, self.bins)
             places += [below, below + 1]
-            weights += [1 - weight, weight]
-        index, weight = torch.stack(places, -1), torch.stack(weights, -1)
-        return _CrossEntropy.apply(self.logits, index, weight, float(len(targets)))
+            shares += [1 - above, above]
+        index, share = torch.stack(places, -1), torch.stack(shares, -1)
+        return _CrossEntropy.apply(
+            self.logits, self.top, self.weights, self.total, index, share, len(targets)
+        )
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Against targets that are zero but for a few classes: total * logsumexp(logits) - sum_j weight_j logits_j."""
+    """Against ``targets`` targets that are zero but for a few classes: targets logsumexp(logits) - shares logits."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, index: Tensor, weight: Tensor, total: float) -> Tensor:
-        norm = logits.logsumexp(-1)
-        ctx.save_for_backward(logits, norm, index, weight)
-        ctx.total = total
-        return total * norm - (logits.gather(-1, index) * weight).sum(-1)
+    def forward(
+        ctx: Any,
+        logits: Tensor,
+        top: Tensor,
+        weights: Tensor,
+        total: Tensor,
+        index: Tensor,
+        share: Tensor,
+        targets: int,
+    ) -> Tensor:
+        ctx.save_for_backward(weights, total, index, share)
+        ctx.targets = targets
+        norm = (top + total.log()).squeeze(-1)
+        return targets * norm - (logits.gather(-1, index) * share).sum(-1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        logits, norm, index, weight = ctx.saved_tensors
-        out = (logits - norm[..., None]).exp_().mul_((ctx.total * grad)[..., None])
-        return out.scatter_add_(-1, index, -weight * grad[..., None]), None, None, None
+        weights, total, index, share = ctx.saved_tensors
+        out = weights * (ctx.targets * grad[..., None] / total)
+        return out.scatter_add_(-1, index, -share * grad[..., None]), None, None, None, None, None, None
 
 
 class Bernoulli:

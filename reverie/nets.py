@@ -618,10 +618,8 @@ class Affine(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        if torch.is_grad_enabled():
-            rows = x.reshape(-1, x.shape[-1])
-            return _Affine.apply(rows, self.weight, self.bias).view(*x.shape[:-1], -1)
-        return product(x, self.weight, self.bias)
+        rows, apply = x.reshape(-1, x.shape[-1]), _Affine.apply if torch.is_grad_enabled() else product
+        return apply(rows, self.weight, self.bias).view(*x.shape[:-1], -1)
 
 
 class RMSNorm(nn.Module):
@@ -648,10 +646,14 @@ class Dense(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         weight, bias, scale = self.linear.weight, self.linear.bias, self.norm.scale
-        if torch.is_grad_enabled():
-            rows = x.reshape(-1, x.shape[-1])
-            return _Dense.apply(rows, weight, bias, scale).view(*x.shape[:-1], -1)
-        return norm_silu_(product(x, weight, bias), scale)
+        rows = x.reshape(-1, x.shape[-1])
+        grad = torch.is_grad_enabled()
+        out = (
+            _Dense.apply(rows, weight, bias, scale)
+            if grad
+            else norm_silu_(product(rows, weight, bias), scale)
+        )
+        return out.view(*x.shape[:-1], -1)
 
 
 def norm_silu_(x: Float[Tensor, "*B U"], scale: Float[Tensor, "U"]) -> Float[Tensor, "*B U"]:

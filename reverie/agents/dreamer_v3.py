@@ -448,13 +448,11 @@ class DreamerV3:
             "actor/entropy": policy.entropy().detach().mean(),
         }
 
-    @torch.no_grad()
     def dream(self, post: State, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """H steps from every posterior state: features "H+1 N F", the start's first, and actions "H N A"."""
         policy = lambda feat: self.draw(self.actor(feat), generator)
-        start = post.flatten()
-        imagined = self.rssm.imagine(start, policy, self.config.horizon, generator)
-        return torch.cat([self.rssm.feat(start)[None], imagined.feat]), imagined.action
+        imagined = self.rssm.imagine(post.flatten(), policy, self.config.horizon, generator, with_start=True)
+        return imagined.feat, imagined.action
 
     def report(self, batch: Batch, context: int = 5) -> Media:
         """Open loop: ``context`` rows seen, the rest imagined; and the reconstruction of every row."""
@@ -553,7 +551,7 @@ def critic_loss(value: TwoHot, target: Tensor, slow: Tensor, weight: Tensor) -> 
         target        R_0       R_1       R_2  ..  R_{H-1}                R_t = r_{t+1} + c_{t+1} (.. v_{t+1}, R_{t+1})
         weight        c_0       c_0 c_1        ..                         no gradient
     """
-    return weight * TwoHot(value.logits[: len(target)], value.bins).loss(target, slow)
+    return weight * value[:-1].loss(target, slow)
 
 
 def replay_loss(value: TwoHot, boot: Tensor, slow: Tensor, batch: Batch, c: Config) -> Tensor:

@@ -376,17 +376,19 @@ class BlockRSSM(nn.Module):
         policy: Callable[[Float[Tensor, "N F"]], Float[Tensor, "N A"]],
         horizon: int,
         generator: Generator | None = None,
+        with_start: bool = False,
     ) -> Imagined:
-        """Roll the prior ``horizon`` steps from N starts under ``policy``, which maps features to actions."""
-        state, feat = start, self.feat(start)
-        feats, actions = [], []
-        for _ in range(horizon):
-            action = policy(feat)
-            state = self.img_step(state, action, generator)
-            feat = self.feat(state)
-            feats.append(feat)
-            actions.append(action)
-        return Imagined(torch.stack(feats), torch.stack(actions), state)
+        """Roll the prior ``horizon`` steps from N starts under ``policy``, which maps features to actions; without
+        a gradient. With ``with_start`` the start's features come first, "H+1 N F"."""
+        state, n = start, len(start.deter)
+        feats, actions = start.deter.new_empty(horizon + 1, n, self.features), []
+        with torch.no_grad():
+            torch.cat([state.deter, state.stoch], -1, out=feats[0])
+            for t in range(horizon):
+                actions.append(policy(feats[t]))
+                state = self.img_step(state, actions[-1], generator)
+                torch.cat([state.deter, state.stoch], -1, out=feats[t + 1])
+        return Imagined(feats if with_start else feats[1:], torch.stack(actions), state)
 
 
 class _Filter(torch.autograd.Function):

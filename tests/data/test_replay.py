@@ -88,7 +88,7 @@ def test_drawing_of_time(folder):
     assert batch.obs["image"].dtype == torch.uint8 and batch.obs["image"].shape == (1, 7, 2, 3, 1)
     assert batch.obs["vector"][0, :, 0].tolist() == [0, 1, 2, 3, 10, 11, 12]
     assert [value.dtype for value in batch[1:4]] == [torch.float32] * 3
-    assert [value.dtype for value in batch[4:]] == [torch.bool] * 3
+    assert [value.dtype for value in batch[4:7]] == [torch.bool] * 3
 
 
 def test_prev_action_of_the_first_row(folder):

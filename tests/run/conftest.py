@@ -106,7 +106,9 @@ class ToyConfig:
 class Sitting:
     """One sitting at a run: what a process holds, which may ``die`` at any moment and leave only its files."""
 
-    def __init__(self, folder, n=1, disk=True, envs=None, config=None, factory=Walk, workers=0, **run):
+    def __init__(
+        self, folder, n=1, disk=True, envs=None, config=None, factory=Walk, workers=0, agent=None, **run
+    ):
         config = config or ToyConfig()
         self.folder = folder
         self.run = RunConfig(**{"envs": n, "eval_every": 20, "eval_episodes": 2, "log_every": 12, **run})
@@ -118,10 +120,17 @@ class Sitting:
         )
         self.envs = envs or made
         self.eval_envs = SerialEnvs(factory, 2, 1_000)
+        self.agent = agent or Toy(self.envs.act_space.size)
         self.replay = Replay(
-            self.envs.obs_space, self.envs.act_space, 400, n, folder / "replay" if disk else None, slack=200
+            self.envs.obs_space,
+            self.envs.act_space,
+            400,
+            n,
+            folder / "replay" if disk else None,
+            slack=200,
+            context=getattr(self.agent, "context", None),
+            fresh_first=getattr(config, "fresh_first", False),
         )
-        self.agent = Toy(self.envs.act_space.size)
         self.online = Online(
             self.agent,
             self.envs,
