@@ -405,7 +405,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "finger_spin": dict(action_repeat=2),
         "cup_catch": dict(action_repeat=4),
         "walker_walk": dict(action_repeat=2),
-        # Dreamer's laptop world below, and an eighth of the search: a first guess, not tuned to a score yet.
+        # Dreamer's laptop world below, and a twentieth of the search: enough for a task or two with one action.
         "laptop": dict(
             depth=8,
             reward_units=200,
@@ -416,11 +416,12 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             train_every=200,
             train_updates=50,
             batch_size=16,
-            batch_length=24,
+            batch_length=16,
             free_nats=1.0,
-            candidates=200,
-            elites=20,
-            iterations=6,
+            lr=2e-3,
+            candidates=100,
+            elites=10,
+            iterations=5,
         ),
         "debug": dict(
             **{k: v for k, v in DEBUG.items() if k != "units"},
