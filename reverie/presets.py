@@ -25,6 +25,7 @@ AGENTS = {  # name: (module, class)
     "mve": ("reverie.agents.mve", "MVE"),
     "mbpo": ("reverie.agents.mbpo", "MBPO"),
     "her": ("reverie.agents.her", "HER"),
+    "tdm": ("reverie.agents.tdm", "TDM"),
     "planet": ("reverie.agents.planet", "PlaNet"),
     "dreamer_v1": ("reverie.agents.dreamer_v1", "DreamerV1"),
     "dreamer_v2": ("reverie.agents.dreamer_v2", "DreamerV2"),
@@ -358,6 +359,35 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             steps=10_000, units=(64, 64), batch_size=128, actor_lr=1e-3, critic_lr=1e-3, alpha_lr=1e-3
         ),
         "debug": VECTORS_DEBUG,
+    },
+    "tdm": {
+        "paper": {},
+        # The released examples' other tasks
+        "reacher": dict(max_tau=15, reward_scale=100.0),
+        "pusher": dict(max_tau=5, train_updates=5),
+        "ant": dict(max_tau=49, train_updates=5),
+        # Minutes on one core: a layer width of 64, a fifth of the updates, faster targets and actor, more noise.
+        "laptop": dict(
+            steps=4_000,
+            prefill=500,
+            train_updates=5,
+            units=(64, 64),
+            max_tau=9,
+            reward_scale=1.0,
+            target_rate=0.01,
+            actor_lr=1e-3,
+            noise_sigma=0.2,
+        ),
+        "debug": dict(
+            units=(8, 8),
+            max_tau=3,
+            target_rate=0.1,
+            steps=400,
+            prefill=100,
+            train_every=20,
+            train_updates=2,
+            batch_size=5,
+        ),
     },
     "her": {
         "paper": {},

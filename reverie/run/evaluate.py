@@ -23,6 +23,10 @@ class Evaluation:
     lengths: list[int] = field(default_factory=list)
     frames: list[np.ndarray] = field(default_factory=list)
     seeds: list[int] = field(default_factory=list)  # of the episodes
+    distances: list[float] = field(
+        default_factory=list
+    )  # of a goal environment: from the goal, at the end (L2)
+    last_rewards: list[float] = field(default_factory=list)  # of a goal environment: those of the last rows
 
     @property
     def mean(self) -> float:
@@ -62,6 +66,7 @@ def evaluate(
     """
     result, rng = Evaluation(), rng or np.random.default_rng(0)
     image = next((key for key in sorted(envs.obs_space) if envs.obs_space[key].is_image), None)
+    goals = {"achieved_goal", "desired_goal"} <= set(envs.obs_space)
     nothing = np.zeros((envs.n, envs.act_space.size), np.float32)
     while len(result.returns) < episodes:
         block = len(result.returns) // envs.n
@@ -71,6 +76,7 @@ def evaluate(
         rows = envs.step(nothing)  # all begin their episode number ``block``
         carry = None if agent is None else agent.initial(envs.n)
         score, length = np.zeros(envs.n), np.zeros(envs.n, np.int64)
+        apart, paid = np.zeros(envs.n), np.zeros(envs.n)
         while running:
             if stop():
                 raise Interrupted
@@ -83,8 +89,15 @@ def evaluate(
             rows = envs.step(action, running)
             score[running] += rows.reward[running]
             length[running] += 1
+            paid[running] = rows.reward[running]
+            if goals:
+                apart[running] = np.linalg.norm(
+                    rows.obs["achieved_goal"][running] - rows.obs["desired_goal"][running], axis=-1
+                )
             running = [i for i in running if not rows.is_last[i]]
         result.returns += [float(score[i]) for i in streams]
         result.lengths += [int(length[i]) for i in streams]
+        result.distances += [float(apart[i]) for i in streams if goals]
+        result.last_rewards += [float(paid[i]) for i in streams if goals]
         result.seeds += [episode_seed(envs.seed, i, block) for i in streams]
     return result

@@ -167,9 +167,12 @@ class Online(Loop):
             self.agent.load_state_dict(before)
             return 0
         self.last_eval, self.evaluated = result, self.env_steps
+        ends = {"distance": result.distances, "last_reward": result.last_rewards}  # of goal environments
+        reached = {f"eval/{name}": np.mean(values) for name, values in ends.items() if values}
         apart = {f"eval/return/{task}": part.mean for task, part in result.by_task(self.env).items()}
         self.log(
             **{"eval/return": result.mean, "eval/std": result.std, "eval/length": np.mean(result.lengths)},
+            **reached,
             **apart,
         )
         self.progress.say(

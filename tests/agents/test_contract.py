@@ -11,7 +11,7 @@ from reverie.presets import AGENTS
 from reverie.run.driver import like
 from reverie.types import Agent, NotFinite, ReverieError, World
 
-SEEKS_GOALS = {"her"}
+SEEKS_GOALS = {"her", "tdm"}
 EVERY = [
     (name, action, obs)
     for name in AGENTS
@@ -261,6 +261,8 @@ def test_it_reports_truth_and_prediction(case):
 
 @pytest.mark.parametrize("where", ["reward", "vector", "prev_action"])
 def test_a_number_gone_bad_changes_nothing(case, where):
+    if (case.name, where) == ("tdm", "reward"):
+        pytest.skip("it looks at distances, not at what is paid")
     agent = case.agent()
     agent.update(case.batch())
     batch = case.batch(1)

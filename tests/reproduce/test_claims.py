@@ -11,10 +11,15 @@ from reverie.reproduce import claims, get_claim, list_claims, table
 from reverie.reproduce.claims import Arm, Budget, Claim, Comparison, Of, Outcome
 from reverie.reproduce.runs import FINAL_RETURN, RANDOM_RETURN, Run
 from reverie.reproduce.statistics import Interval
+from reverie.run.loop import RunConfig
 from reverie.types import ReverieError
 
 NAMES = [
     "dyna-planning",
+    "her-sparse",
+    "tdm-samples",
+    "tdm-hard-model",
+    "tdm-horizon",
     "wm-hidden-state",
     "wm-dream-transfer",
     "wm-temperature",
@@ -140,7 +145,8 @@ def test_every_arm_can_be_resolved(name):
         assert len({arm.name for arm in budget.arms}) == len(budget.arms)
         for arm in budget.arms:
             for env in arm.envs:
-                overrides = {**arm.overrides, **arm.for_env.get(env, {})}
+                asked = {**arm.overrides, **arm.for_env.get(env, {})}
+                overrides = {k: v for k, v in asked.items() if k not in RunConfig.__dataclass_fields__}
                 if claim.train is not None:  # it knows its own clock
                     presets.resolve(arm.agent, budget.preset.split(), overrides)
                     continue
@@ -177,3 +183,28 @@ def test_a_claim_must_name_arms_that_exist_and_a_name_of_its_own():
         claims.register(claim)
     with pytest.raises(ReverieError, match="rename"):
         claims.register(dataclasses.replace(claim, name=NAMES[0], comparisons=()))
+
+
+def test_steps_to_a_level_and_ends_near_goals(tmp_path):
+    """Until the first evaluation that is near enough; the whole run if none is; however the goal is paid."""
+    from reverie.reproduce.goals import DISTANCE, SUCCESS, steps_to
+
+    def made(env, distances, paid):
+        folder = tmp_path / env / "0"
+        folder.mkdir(parents=True)
+        lines = [
+            {"env_steps": 100 * (k + 1), "eval/distance": d, "eval/last_reward": r}
+            for k, (d, r) in enumerate(zip(distances, paid, strict=True))
+        ]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return Run("a", env, 0, folder)
+
+    soon = steps_to({"x-v0": 0.5})
+    quick, never = (
+        made("xDense-v0", [0.9, 0.5, 0.7], [-1, -0.5, -0.25]),
+        made("x-v0", [0.9, 0.8, 0.7], [-1, -1, 0]),
+    )
+    assert soon.of(quick) == {"x-v0": [200.0]}
+    assert soon.of(never) == {"x-v0": [300.0]}
+    assert DISTANCE.of(quick) == {"x-v0": [pytest.approx(0.7)]}
+    assert SUCCESS.of(quick) == {"x-v0": [0.75]} and SUCCESS.of(never) == {"x-v0": [1.0]}

@@ -180,3 +180,14 @@ def test_tasks_learned_together_are_told_apart():
     apart = result.by_task("dmc/a+dmc/b")  # even seeds are of the first, odd ones of the second
     assert {task: part.returns for task, part in apart.items()} == {"a": [1.0, 3.0], "b": [2.0]}
     assert result.by_task("dmc/a") == {}
+
+
+def test_an_evaluation_of_goals_tells_how_far_from_them_it_ended():
+    """Of the last rows alone, each episode's own, in order."""
+    with SerialEnvs(partial(make_env, "reverie/PointMassDense-v0", time_limit=4), 2, 7) as envs:
+        result = evaluate(None, envs, 3)
+        assert len(result.distances) == len(result.last_rewards) == 3
+        assert result.distances == pytest.approx([-r for r in result.last_rewards], abs=1e-5)
+        assert len(set(result.distances)) == 3
+    with SerialEnvs(partial(make_env, "Pendulum-v1", time_limit=4), 2, 7) as envs:
+        assert evaluate(None, envs, 2).distances == []
