@@ -33,10 +33,11 @@ class Tiles:
         self._canvas = np.zeros((n, height, side, width, side, channels), np.uint8)
         self._drawn = np.full((n, height * width), 255, np.uint8)  # no code
 
-    def __call__(self, codes: np.ndarray) -> np.ndarray:
-        """The pictures, an array of their own, of codes uint8 "n h*w"."""
+    def __call__(self, codes: np.ndarray, copy: bool = True) -> np.ndarray:
+        """The pictures of codes uint8 "n h*w": an array of their own, or the one that is drawn on next time."""
         draw(self._canvas, self._drawn, codes, self.tiles)
-        return self._canvas.reshape(-1, *self.shape).copy()
+        pictures = self._canvas.reshape(-1, *self.shape)
+        return pictures.copy() if copy else pictures
 
 
 @compiled
@@ -58,7 +59,8 @@ def draw(canvas, drawn, codes, tiles):
 class Grids(VectorEnv):
     """``num_envs`` worlds of one kind in one batch.
 
-    Observations are one array "n h w c". Row i of ``reset(seed=s)`` is what the same world alone shows after
+    Observations are one array "n h w c", its own, or without ``copy`` the one that the next step writes into, which
+    is several times faster for sprites. Row i of ``reset(seed=s)`` is what the same world alone shows after
     ``reset(seed=s + i)``, and stays so, step by step; a list has a seed for each. An episode is truncated after
     ``max_episode_steps`` (None: never) unless it ended with that step.
 
@@ -80,6 +82,7 @@ class Grids(VectorEnv):
         max_episode_steps: int | None,
         autoreset_mode: AutoresetMode | str,
         render_mode: str | None,
+        copy: bool,
     ) -> None:
         if num_envs < 1 or (max_episode_steps is not None and max_episode_steps < 1):
             raise ReverieError(
@@ -90,6 +93,7 @@ class Grids(VectorEnv):
             raise ReverieError(f"render_mode should be rgb_array, ansi or None, got {render_mode!r}")
         say_if_slow()
         self.num_envs, self.max_episode_steps, self.render_mode = num_envs, max_episode_steps, render_mode
+        self.copy = copy
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self.metadata = {
             "render_modes": ["rgb_array", "ansi"],
@@ -217,13 +221,13 @@ class Grids(VectorEnv):
         """Last observations as Gymnasium hands them out: an array of objects, None where nothing ended."""
         final = np.full(self.num_envs, None, object)
         for i in ended:
-            final[i] = obs[i]
+            final[i] = obs[i].copy()
         mask = self.over.copy()
         return {"final_obs": final, "_final_obs": mask, "final_info": {}, "_final_info": mask.copy()}
 
     def look(self) -> np.ndarray:
-        """The present observations "n h w c", an array of their own."""
-        return self._tiles(self.codes)
+        """The present observations "n h w c"."""
+        return self._tiles(self.codes, self.copy)
 
     def render(self) -> Any:
         """A picture uint8 "h w 3", or text, for every row; None without a render mode."""

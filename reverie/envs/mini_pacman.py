@@ -139,6 +139,7 @@ class MiniPacmans(Grids):
         max_episode_steps: int | None = MAX_STEPS,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
+        copy: bool = True,
     ) -> None:
         if task not in TASKS:
             raise ReverieError(f"MiniPacman has the tasks {', '.join(TASKS)}; got {task!r}")
@@ -149,7 +150,7 @@ class MiniPacmans(Grids):
         tiles = planes if obs == "planes" else COLOURS[:, None, None]
         sprites = np.repeat(np.repeat(COLOURS[:, None, None], 8, 1), 8, 2)
         super().__init__(
-            num_envs, tiles, (HEIGHT, WIDTH), sprites, max_episode_steps, autoreset_mode, render_mode
+            num_envs, tiles, (HEIGHT, WIDTH), sprites, max_episode_steps, autoreset_mode, render_mode, copy
         )
         self._worth = np.array(self.task.worth)
         self._ends = np.array([*self.task[1:]], np.int64)

@@ -96,6 +96,7 @@ class Sokobans(Grids):
         max_episode_steps: int | None = MAX_STEPS,
         autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
         render_mode: str | None = None,
+        copy: bool = True,
     ) -> None:
         if obs not in ("planes", "pixels"):
             raise ReverieError(f"Sokoban shows planes or pixels, got obs {obs!r}")
@@ -114,7 +115,7 @@ class Sokobans(Grids):
             height, width = self.levels.shape[1:]
         tiles = PLANES if obs == "planes" else SPRITES
         super().__init__(
-            num_envs, tiles, (height, width), SPRITES, max_episode_steps, autoreset_mode, render_mode
+            num_envs, tiles, (height, width), SPRITES, max_episode_steps, autoreset_mode, render_mode, copy
         )
         self.cells = np.zeros((num_envs, height * width), np.uint8)
         self.player = np.zeros(num_envs, np.int64)  # the cell it is in

@@ -239,6 +239,20 @@ def test_observations_are_not_overwritten() -> None:
     assert np.array_equal(first, kept)
 
 
+def test_observations_may_be_overwritten_if_asked() -> None:
+    options = {"size": 7, "boxes": 1, "levels": 20, "max_episode_steps": 3, "autoreset_mode": "SameStep"}
+    env, other = Sokobans(5, copy=False, **options), Sokobans(5, **options)
+    first, _ = env.reset(seed=0)
+    other.reset(seed=0)
+    kept = []
+    for actions in np.random.default_rng(0).integers(5, size=(30, 5)):
+        obs, *_, info = env.step(actions)
+        theirs, *_, same = other.step(actions)
+        assert obs.base is first.base and np.array_equal(obs, theirs)
+        kept += [pair for pair in zip(info.get("final_obs", []), same.get("final_obs", []), strict=True)]
+    assert kept and all(np.array_equal(a, b) for a, b in kept if a is not None)  # last rows are not
+
+
 def test_a_copied_state_goes_the_same_way() -> None:
     options = {"size": 7, "boxes": 2, "levels": 40, "max_episode_steps": 11}
     env, other = Sokobans(6, **options), Sokobans(3, **options)
@@ -346,6 +360,26 @@ def test_every_level_made_can_be_solved(height: int, width: int, boxes: int, n: 
         env = game(level, max_episode_steps=None)
         ends = [env.step([action])[2][0] for action in solution.actions]
         assert ends == [False] * (len(ends) - 1) + [True]
+
+
+@pytest.mark.parametrize(
+    ("size", "boxes", "steps", "share"),
+    [(7, 1, 20, 0.23), (7, 2, 40, 0.062), (7, 2, 120, 0.12), (8, 2, 40, 0.033)],
+)
+def test_how_often_random_play_solves(size: int, boxes: int, steps: int, share: float) -> None:
+    """As with another generator of the same kind, of the paper's walk and 20,000 states."""
+    walk = round(1.5 * 2 * size)
+    env = Sokobans(
+        2000, size=size, boxes=boxes, levels=1000, walk=walk, nodes=20_000, max_episode_steps=steps
+    )
+    env.reset(seed=0)
+    rng = np.random.default_rng(0)
+    solved, fresh = np.zeros(2000, bool), np.ones(2000, bool)
+    for _ in range(steps):
+        terminated = env.step(rng.integers(5, size=2000))[2]
+        solved |= terminated & fresh
+        fresh &= ~terminated
+    assert solved.mean() == pytest.approx(share, abs=4 * (share / 1000) ** 0.5 + 0.01 * share)
 
 
 def test_the_same_seed_makes_the_same_level() -> None:
