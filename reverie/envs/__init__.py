@@ -1,8 +1,8 @@
 """Environments: adapters for Gymnasium, dm_control and Doom, wrappers, and n of them stepped together.
 
 ``make_env`` is the front door; ``SerialEnvs`` and ``WorkerEnvs`` step many. Importing this registers worlds of
-our own with Gymnasium: those of ``small.py``, ``reverie/Catch-v0``, ``reverie/DynaMaze-v0``, ``reverie/Probe-v0``
-and ``reverie/Everything-v0``, and the races of ``car_racing.py``, ``reverie/CarRacing-v0``, the same with the stock
+our own with Gymnasium: those of ``small.py`` (``reverie/Catch-v0``, ``DynaMaze``, ``Recall``, ``Rooms``, ``Dials``,
+``Probe``, ``Everything``), and the races of ``car_racing.py``, ``reverie/CarRacing-v0``, the same with the stock
 picture, ``reverie/CarRacingExact-v0``, and the one that only the clock ends, ``reverie/CarRacingFull-v0``.
 ``reverie/Sokoban-v0`` (10x10 cells, 4 boxes), ``reverie/SokobanSmall-v0`` (7x7, 2) and ``reverie/MiniPacman-v0``
 with its other tasks ``reverie/MiniPacmanAvoid-v0``, ``..Hunt..``, ``..Ambush..`` and ``..Rush..`` are one world
