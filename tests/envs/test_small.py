@@ -87,14 +87,14 @@ def test_walls_hold_and_the_clock_stops() -> None:
 
 def test_the_reward_of_rooms_is_rarely_met_by_chance() -> None:
     env, rng, met = Rooms(), np.random.default_rng(0), 0
-    for seed in range(200):
+    for seed in range(80):
         env.reset(seed=seed)
         over = False
         while not over:
             _, reward, terminated, truncated, _ = env.step(rng.integers(4))
             over = terminated or truncated
         met += reward == 1
-    assert 5 < met < 80
+    assert 2 < met < 32
 
 
 def test_dials_are_turned_together() -> None:
