@@ -24,7 +24,7 @@ from rich.table import Table
 from reverie import presets
 from reverie.logger import duration, plural
 from reverie.machine import CORES, describe, prepare
-from reverie.types import Batch, ReverieError
+from reverie.types import Batch, Remembers, ReverieError
 
 GOOD, NOTE, BAD = "ok", "note", "no"
 COLOURS = {GOOD: "green", NOTE: "yellow", BAD: "red"}
@@ -278,7 +278,8 @@ def training(agent: str, env_name: str, names: tuple[str, ...], pixels: bool) ->
         size = f"{config.batch_size} sequences of {length(config)}"
         yield Row(GOOD, "update", f"{duration_fine(update)}, {size}")
         yield from forecast(plan, step, decision, update)
-        replay = make_replay(plan, One(env), Path(), *rows(plan, 1))
+        context = learner.context if isinstance(learner, Remembers) else None
+        replay = make_replay(plan, One(env), Path(), *rows(plan, 1), context)
         yield Row(GOOD, "replay", f"up to {replay.bytes / 1e9:.2f} GB, {replay.capacity:,} rows")
     finally:
         torch.set_num_threads(before)
