@@ -30,6 +30,7 @@ AGENTS = {  # name: (module, class)
     "dreamer_v1": ("reverie.agents.dreamer_v1", "DreamerV1"),
     "dreamer_v2": ("reverie.agents.dreamer_v2", "DreamerV2"),
     "dreamer_v3": ("reverie.agents.dreamer_v3", "DreamerV3"),
+    "daydreamer": ("reverie.agents.daydreamer", "DayDreamer"),
     "world_models": ("reverie.agents.world_models", "WorldModels"),
 }
 
@@ -599,6 +600,37 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             batch_length=8,
             lr=1e-2,
             warmup=0,
+        ),
+    },
+    "daydreamer": {
+        "paper": {},  # the A1
+        "arm": dict(
+            deter=512, entropy_target=0.4, prefill=2_000, steps=60_000
+        ),  # UR5 and XArm; the UR5's eight hours
+        "ball": dict(deter=512, entropy_target=0.4, prefill=1_000, steps=15_000),  # Sphero; two hours
+        # Two cores, no GPU: narrow nets, short chunks. Not tuned to a score.
+        "laptop": dict(
+            depth=8,
+            stoch=16,
+            classes=16,
+            deter=128,
+            units=128,
+            layers=2,
+            prior_layers=1,
+            batch_size=16,
+            batch_length=16,
+            horizon=10,
+            prefill=2_000,
+            lr=3e-4,
+        ),
+        "debug": dict(
+            **{k: v for k, v in DEBUG.items() if k not in ("stoch", "units")},
+            stoch=3,
+            classes=4,
+            units=10,
+            layers=1,
+            prior_layers=1,
+            horizon=3,
         ),
     },
     "world_models": {

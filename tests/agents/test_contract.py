@@ -18,7 +18,7 @@ EVERY = [
     for action in ("continuous", "discrete", "multidiscrete")
     for obs in (("goals",) if name in SEEKS_GOALS else ("image", "vector", "mixed"))
 ] + [("distral", "discrete", "tasks")]
-TAKES_ALL = {"a2c", "planet", "dreamer_v1", "dreamer_v2", "dreamer_v3"}
+TAKES_ALL = {"a2c", "planet", "dreamer_v1", "dreamer_v2", "dreamer_v3", "daydreamer"}
 TABLES = {"dyna_q"}  # any observation, one choice
 READS_VECTORS = {"ddpg", "td3", "sac", "naf", "mve", "mbpo"}  # and acts by numbers
 IMAGINES = set(AGENTS) - {"a2c", "distral", "ddpg", "td3", "sac", "naf"} - TABLES - SEEKS_GOALS
