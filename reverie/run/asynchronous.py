@@ -499,8 +499,10 @@ class Learner:
         self.rng = np.random.default_rng([settings.seed, 2])
         self.updates = self.decisions = 0
         self.logged = 0
+        self.score, self.length = 0.0, 0  # of the episode that is coming in
         self.stopping = False
-        self.published = self.saved = self.said = clock.now()
+        self.published = self.saved = self.said = self.sat_down = clock.now()
+        self.seconds = 0.0  # of earlier sittings
         self.weights = folder / LINK / "weights"
         self.take_in()
 
@@ -520,10 +522,14 @@ class Learner:
         if now - self.said >= max(LOOK, min(5.0, self.settings.sync_every)):
             self.say_taken()
         every = self.settings.log_every
-        if self.decisions // every > self.logged // every and self.logger.sums:
-            self.logger.write(self.decisions, updates=self.updates, ratio=self.ratio)
-            self.logged = self.decisions
+        if self.decisions // every > self.logged // every:
+            self.log()
         return n
+
+    def log(self) -> None:
+        seconds = round(self.seconds + self.clock.now() - self.sat_down, 3)
+        self.logger.write(self.decisions, updates=self.updates, seconds=seconds, ratio=self.ratio)
+        self.logged = self.decisions
 
     def loop(self, alive: Callable[[], bool] = lambda: True) -> None:
         """Learn until told to stop, or until nobody is there any more; then take in the rest and save."""
@@ -564,6 +570,11 @@ class Learner:
             self.replay.add(step, action)
             self.decisions = decisions + int(not step.is_last)
             n += 1
+            self.score = float(step.reward) + (0.0 if step.is_first else self.score)
+            self.length = 0 if step.is_first else self.length + 1
+            if step.is_last and self.length:
+                found = {"episode/return": self.score, "episode/length": self.length}
+                self.logger.add({**found, "reward/mean": self.score / self.length})
         return n
 
     def say_taken(self) -> None:
@@ -583,6 +594,7 @@ class Learner:
             "updates": self.updates,
             "decisions": self.decisions,
             "logged": self.logged,
+            "seconds": self.seconds + self.clock.now() - self.sat_down,
             "rng": self.rng.bit_generator.state,
             "logger": self.logger.state_dict(),
         }
@@ -592,7 +604,7 @@ class Learner:
     def go_on(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint. The replay is ahead of it, and stays so: a robot is not played again."""
         self.agent.load_state_dict(state["agent"])
-        self.updates, self.logged = state["updates"], state["logged"]
+        self.updates, self.logged, self.seconds = state["updates"], state["logged"], state["seconds"]
         self.decisions = max(self.decisions, state["decisions"])
         self.rng.bit_generator.state = state["rng"]
         self.logger.load_state_dict(state["logger"])
