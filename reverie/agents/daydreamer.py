@@ -149,10 +149,10 @@ class Encoder(nn.Module):
         if any(s.shape[:2] != (64, 64) for s in images.values()):
             raise ReverieError("daydreamer needs pictures of 64x64; say --image-size 64")
         channels = [sum(s.shape[2] for s in images.values()), *(c.depth * k for k in (1, 2, 4, 8))]
-        convs = pairwise(channels) if images else ()
-        self.convs = nn.ModuleList(Conv(a, b, 4) for a, b in convs)
-        self.norms = nn.ModuleList(nn.LayerNorm(conv.weight.shape[0], 1e-3) for conv in self.convs)
-        for conv in self.convs:  # the kernel's area is not counted
+        convs = [Conv(a, b, 4) for a, b in pairwise(channels)] if images else []
+        self.convs = nn.ModuleList(convs)
+        self.norms = nn.ModuleList(nn.LayerNorm(conv.weight.shape[0], 1e-3) for conv in convs)
+        for conv in convs:  # the kernel's area is not counted
             out, _, _, into = conv.weight.shape
             bound = (6 / (out + into)) ** 0.5
             nn.init.uniform_(conv.weight, -bound, bound)
@@ -187,7 +187,7 @@ class Decoder(nn.Module):
         self.net = Net(features, c.units, c.layers, sum(self.sizes.values())) if vectors else None
 
     def forward(self, feat: Tensor) -> dict[str, MSE]:
-        found = {}
+        found: dict[str, MSE] = {}
         if self.channels:
             x = feat.reshape(-1, 1, 1, feat.shape[-1])
             for deconv, norm in zip(self.deconvs, self.norms, strict=False):
@@ -219,6 +219,10 @@ class NormGRU(nn.Module):
 class StartedRSSM(RSSM):
     """The RSSM with norms, a prior of several layers, and a start that is learned: h_0 = tanh(w), and the likeliest
     s_0 under the prior of it."""
+
+    img_in: Any
+    img_stats: Any
+    obs_stats: Any
 
     def __init__(self, embed: int, actions: int, c: Config):
         nn.Module.__init__(self)

@@ -28,6 +28,8 @@ NAMES = [
     "planet-one-agent",
     "dreamer-discrete",
     "open-loop-video",
+    "daydreamer-walk",
+    "daydreamer-pick-place",
 ]
 
 

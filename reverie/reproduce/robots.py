@@ -1,0 +1,137 @@
+"""DayDreamer's claims, on the twins: a quadruped that walks within its first hour, an arm that picks and places.
+
+The robot's clock is virtual, so that two cores can carry it out: a decision takes its period, an update a tenth of a
+second of that clock, and there is one for every two decisions. What is learned from is what a robot would have lived
+through in that time; how long the computer takes is another matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from reverie import presets
+from reverie.reproduce.claims import Arm, Budget, Claim, Comparison, Of, register
+from reverie.reproduce.runs import ENV_STEPS, LAST_PART, Measure, Run, Values, series
+
+WALK, CARRY = "reverie/A1-v0", "reverie/PickPlace-v0"
+ROBOTS = {WALK: "a1", CARRY: "pick_place"}
+UPDATE_MS, RATIO = 100.0, 0.5  # an update, on the virtual clock; updates per decision, at most
+HOUR = 72_000  # decisions of the A1 in an hour
+DAYDREAMER, SAC, A2C = "DayDreamer", "SAC", "A2C"
+
+
+def lived(agent: str, env: str, preset: str, run_dir: Path, seed: int, overrides: dict[str, Any]) -> None:
+    """A run on a twin's clock; agents with a loop of their own learn in the environment, which waits for them."""
+    from reverie import train
+    from reverie.run.asynchronous import RobotConfig, learn_on
+
+    own = dict(overrides)
+    every, names = own.pop(ENV_STEPS.every), tuple(preset.split())
+    if getattr(presets.agent_class(agent), "loop", "online") != "online":
+        train(agent, env, names, run_dir, seed=seed, eval_every=every, **own)
+        return
+    config = presets.resolve(agent, names, own)
+    settings = RobotConfig(
+        seed=seed, virtual_update=UPDATE_MS, max_ratio=RATIO, log_every=max(1, min(1_000, every))
+    )
+    learn_on(agent, ROBOTS[env], names, config, settings, run_dir)
+
+
+def _at_the_end(key: str) -> Measure:
+    def of(run: Run) -> Values:
+        x, y = series(run.rows, key)
+        return {run.env: [float(y[x > (1 - LAST_PART) * x[-1]].mean())]} if len(x) else {}
+
+    return Measure(f"final {key}", "reward per decision" if "mean" in key else "return", of)
+
+
+def _at_best(run: Run) -> Values:
+    _, y = series(run.rows, "reward/mean")
+    return {run.env: [float(y.max())]} if len(y) else {}
+
+
+def _always(value: float) -> Measure:
+    return Measure(f"{value:g}", "reward per decision", lambda run: {run.env: [value]})
+
+
+STANDING, AT_BEST = _at_the_end("reward/mean"), Measure("best reward/mean", "reward per decision", _at_best)
+RETURN = _at_the_end("episode/return")
+
+_walk = (Arm(DAYDREAMER, "daydreamer", (WALK,), HOUR), Arm(SAC, "sac", (WALK,), HOUR))
+_note = "Virtual clock, one update for every two decisions."
+
+register(
+    Claim(
+        name="daydreamer-walk",
+        system="DayDreamer",
+        sentence="From lying on its back, with no demonstration and no simulator, a quadruped learns to roll over, "
+        "stand and walk in one hour of its own time; SAC does not.",
+        train=lived,
+        budgets={
+            "laptop": Budget("laptop", 3, _walk, f"{_note} Small networks; the twin stands for the robot."),
+            "gpu": Budget("paper", 3, _walk, f"{_note} The paper's networks."),
+            "paper": Budget("paper", 5, _walk, f"{_note} The paper has one run on one robot."),
+            "debug": Budget(
+                "debug",
+                3,
+                tuple(replace(arm, length=600) for arm in _walk),
+                "Shows nothing but that it runs.",
+            ),
+        },
+        comparisons=(
+            Comparison(
+                "stands: last tenth - 9", Of(DAYDREAMER, STANDING), Of(DAYDREAMER, _always(9.0)), paired=True
+            ),
+            Comparison(
+                "walks: at best - 11", Of(DAYDREAMER, AT_BEST), Of(DAYDREAMER, _always(11.0)), paired=True
+            ),
+            Comparison("DayDreamer - SAC", Of(DAYDREAMER, STANDING), Of(SAC, STANDING)),
+        ),
+    )
+)
+
+_like = {"entropy_target": 0.4}
+_carry = (
+    Arm(DAYDREAMER, "daydreamer", (CARRY,), 30_000, _like),
+    Arm(A2C, "a2c", (CARRY,), 30_000, {"pixels": False, "image_size": 64, "action_repeat": 1}),
+)
+_carry_paper = tuple(
+    replace(
+        arm, length=58_000, overrides={**_like, "deter": 512} if arm.name == DAYDREAMER else arm.overrides
+    )
+    for arm in _carry
+)
+
+register(
+    Claim(
+        name="daydreamer-pick-place",
+        system="DayDreamer",
+        sentence="From a camera, the arm's own senses and a sparse reward, picking and placing is learned where "
+        "model-free learning stays near nothing.",
+        train=lived,
+        budgets={
+            "laptop": Budget("laptop", 3, _carry, f"{_note} Small networks; A2C for PPO and Rainbow."),
+            "gpu": Budget(
+                "paper", 3, _carry_paper, f"{_note} The paper's networks, and its eight hours at 2 Hz."
+            ),
+            "paper": Budget("paper", 5, _carry_paper, f"{_note} The paper has one run on each of two arms."),
+            "debug": Budget(
+                "debug",
+                3,
+                tuple(replace(arm, length=400) for arm in _carry),
+                "Shows nothing but that it runs.",
+            ),
+        },
+        comparisons=(
+            Comparison("DayDreamer - A2C", Of(DAYDREAMER, RETURN), Of(A2C, RETURN)),
+            Comparison(
+                "DayDreamer - 30",
+                Of(DAYDREAMER, RETURN),
+                Of(DAYDREAMER, Measure("30", "return", lambda run: {run.env: [30.0]})),
+                paired=True,
+            ),
+        ),
+    )
+)
