@@ -4,6 +4,7 @@ Arrow keys or h j k l move, space waits, n begins anew, q leaves. Where there is
 from, lines of such letters are read instead.
 """
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -101,8 +102,26 @@ def keys_of_lines(lines: Iterator[str]) -> Iterator[str]:
         yield from (KEYS[letter] for letter in line.rstrip("\n") if letter in KEYS)
 
 
+@contextlib.contextmanager
+def single_keys() -> Iterator[None]:
+    """While it lasts this terminal hands over every key at once, and does not show it."""
+    if sys.platform == "win32":
+        yield
+        return
+    import termios
+    import tty
+
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    try:
+        tty.setcbreak(descriptor, termios.TCSADRAIN)
+        yield
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+
+
 def keys_pressed() -> Iterator[str]:
-    """What a person presses in this terminal, one key at a time."""
+    """What a person presses, one key at a time; inside ``single_keys``."""
     if sys.platform == "win32":
         import msvcrt
 
@@ -113,22 +132,13 @@ def keys_pressed() -> Iterator[str]:
             key = WINDOWS.get(msvcrt.getwch()) if letter in "\x00\xe0" else KEYS.get(letter)
             if key:
                 yield key
-    import termios
-    import tty
-
-    descriptor = sys.stdin.fileno()
-    before = termios.tcgetattr(descriptor)
-    try:
-        tty.setcbreak(descriptor)
-        while pressed := os.read(descriptor, 32).decode(errors="ignore"):
-            while pressed:
-                size = 3 if pressed[:3] in ESCAPES else 1
-                key = ESCAPES.get(pressed[:3]) or KEYS.get(pressed[0])
-                pressed = pressed[size:]
-                if key:
-                    yield key
-    finally:
-        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
+    while pressed := os.read(sys.stdin.fileno(), 32).decode(errors="ignore"):
+        while pressed:
+            size = 3 if pressed[:3] in ESCAPES else 1
+            key = ESCAPES.get(pressed[:3]) or KEYS.get(pressed[0])
+            pressed = pressed[size:]
+            if key:
+                yield key
 
 
 def play_world(world: str, seed: int | None = None, **options: Any) -> None:
@@ -141,8 +151,10 @@ def play_world(world: str, seed: int | None = None, **options: Any) -> None:
         raise ReverieError(f"a person can play {' or '.join(ACTIONS)}, got {world!r}")
     name = "reverie/Sokoban-v0" if world == "sokoban" else "reverie/MiniPacman-v0"
     env = gymnasium.make(name, **options)
-    typed = sys.stdin.isatty() and sys.stdout.isatty()
-    keys = keys_pressed() if typed else keys_of_lines(iter(sys.stdin))
-    if typed:
+    show = lambda text: print(text, flush=True)
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        play(env, world, seed, keys_of_lines(iter(sys.stdin)), show, colour=False)
+        return
+    with single_keys():  # before the first picture: whoever sees it may press
         print("\x1b[2J", end="")
-    play(env, world, seed, keys, lambda text: print(text, flush=True), colour=typed)
+        play(env, world, seed, keys_pressed(), show)

@@ -115,20 +115,19 @@ def test_in_a_terminal_single_keys_are_read(tmp_path: Path) -> None:
     heard = bytearray()
 
     def listen() -> None:
+        waiting = [(b"after 0 steps", b"\x1b[C\x1bOC"), (b"solved", b"q")]  # two arrows, no line's end
         try:
             while part := os.read(ours, 4096):
                 heard.extend(part)
-                if part.count(b"after 0 steps"):
-                    os.write(ours, b"\x1b[C\x1bOC")  # two arrows, no line's end
-                if part.count(b"solved"):
-                    os.write(ours, b"q")
+                while waiting and waiting[0][0] in heard:
+                    os.write(ours, waiting.pop(0)[1])
         except OSError:  # the other side is closed
             pass
 
     listener = threading.Thread(target=listen)
     listener.start()
     try:
-        assert game.wait(120) == 0
+        assert game.wait(240) == 0
     finally:
         game.kill()
         listener.join(10)
