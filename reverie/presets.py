@@ -472,7 +472,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         # Two cores, no GPU. Less arithmetic: narrow nets, short chunks, fewer dreams. More updates per env step, on
         # a world that is learned first. Free nats of 3 would leave the prior of so small a world untrained, and a
         # shorter sight (gamma 0.95) keeps the first, wrong values from driving the actor into its corners; an actor
-        # that is paid to stay unsure comes out of them again.
+        # that is paid to stay unsure comes out of them again. A fast model learns soon, then sways: it slows down.
         "laptop": dict(
             depth=8,
             units=200,
@@ -488,6 +488,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             discount=0.95,
             entropy_scale=0.02,
             model_lr=2e-3,
+            model_lr_end=5e-4,
+            model_lr_updates=2_000,
             actor_lr=8e-5,
             critic_lr=3e-4,
         ),
@@ -504,6 +506,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             discount=0.97,
             init_std=1.0,
             mean_scale=2.0,
+            model_lr_updates=12_000,
             actor_lr=2e-4,
         ),
         "debug": dict(**DEBUG, horizon=3),

@@ -99,6 +99,8 @@ class Config:
 
     # Optimisers (App. A)
     model_lr: float = 6e-4
+    model_lr_end: float = 6e-4  # reached from model_lr in a straight line
+    model_lr_updates: int = 0  # over so many updates; 0: model_lr stays as it is, as in the paper. Ours
     actor_lr: float = 8e-5
     critic_lr: float = 8e-5
     adam_eps: float = 1e-7
@@ -251,6 +253,8 @@ class DreamerV1:
         post, prior = self.rssm.observe(embed, batch.prev_action, batch.is_first, generator)
         feat = self.rssm.feat(post)
         losses, metrics = model_loss(self, feat, post, prior, obs, batch)
+        if c.model_lr_updates:
+            self.model_opt.lr = linear(c.model_lr, c.model_lr_end, c.model_lr_updates)(self.updates)
         model = self.model_opt.gradient(torch.stack([*losses.values()]).sum())
 
         if self.updates < c.pretrain:

@@ -554,6 +554,18 @@ def test_the_wish_for_entropy_is_the_actors_alone(dreamer, small, monkeypatch, a
     assert loss[0.1] < 0 or action == "continuous"  # minus the entropy, >= 0 if discrete
 
 
+def test_the_models_rate_goes_down_in_a_straight_line_if_asked(dreamer, small):
+    steady = dreamer(model_lr=1e-3)
+    falling = dreamer(model_lr=1e-3, model_lr_end=2e-4, model_lr_updates=2)
+    rates = {agent: [] for agent in (steady, falling)}
+    for agent, seen in rates.items():
+        for _ in range(4):
+            agent.update(small.batch())
+            seen.append(agent.model_opt.lr)
+    assert rates[steady] == [1e-3] * 4
+    assert rates[falling] == pytest.approx([1e-3, 6e-4, 2e-4, 2e-4])
+
+
 @pytest.mark.parametrize("head", ["reward", "critic"])
 def test_reward_alone_or_critic_alone_teaches_the_actor(dreamer, small, monkeypatch, head):
     agent = dreamer()
