@@ -73,6 +73,9 @@ class RobotConfig:
     watchdog: float = 2.0  # seconds without a decision after which the robot is stopped; 0: never
     spool_size: str = "500MB"  # rows kept for a learner that can not take them
     port: int = -1  # of the person's HTTP endpoint on this machine; 0 for any, -1 for none
+    cluster: str = (
+        ""  # Ray cluster that the learner runs on: its address, or "local"; none: a process beside the actor
+    )
     device: str = "auto"  # of the learner; the actor stays on the CPU
     threads: int = 0  # of the learner; 0 for every core but one
     replay_size: str = "4GB"
@@ -96,6 +99,10 @@ class RobotConfig:
             *("cutoff", "watchdog", "threads", "checkpoint_every", *least),
         ):
             at_least(self, name, least.get(name, 0))
+        if self.cluster and self.virtual_update:
+            raise ReverieError(
+                "a virtual clock is kept in one process: leave out --cluster or --virtual-update"
+            )
 
 
 # The clock
@@ -784,6 +791,15 @@ def learn_on(
         made.close()
 
 
+def make_keeper(folder: Path, plan: Plan, settings: RobotConfig, say: Callable[[str], None]) -> Any:
+    """The learner in a process of this machine, or on a Ray cluster."""
+    if settings.cluster:
+        from reverie.run import remote
+
+        return remote.Keeper(settings.cluster, folder, plan, settings, say)
+    return Keeper(folder, plan, settings, say)
+
+
 def carry_out(plan: Plan, settings: RobotConfig, folder: Path, robot: Robot) -> bool:
     """Learn on ``robot`` in ``folder``, going on where it stopped; True when all decisions are made."""
     from reverie.run.train import Parts
@@ -811,7 +827,7 @@ def carry_out(plan: Plan, settings: RobotConfig, folder: Path, robot: Robot) -> 
                 learner = make_learner(plan, settings, folder, clock, parts)
                 take_turns(actor, learner, settings.virtual_update / 1e3)
             else:
-                keeper = parts.add(Keeper(folder, plan, settings, say))
+                keeper = parts.add(make_keeper(folder, plan, settings, say))
                 gc.freeze()  # what is there now is not looked through again
                 actor.loop()
                 say("Stopped. The learner takes in the rest and saves.")
