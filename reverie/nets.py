@@ -520,8 +520,8 @@ class Ensemble(nn.Module):
     """``members`` networks of one shape side by side, each with weights of its own: ReLU layers of widths
     ``units``, then a linear one. Weights are "M O I", biases "M O".
 
-    Forward and back are one node of the graph, so that a small network's update costs little more than its
-    products. Weights and biases start uniform in +-1/sqrt(inputs), those of the last layer in +-``last`` if given.
+    Weights and biases start uniform in +-1/sqrt(inputs), those of the last layer in +-``last`` if given. Products are
+    taken member by member: batched, they were slower.
     """
 
     def __init__(
@@ -538,57 +538,25 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor) -> Float[Tensor, "M B O"]:
         """Of one input "B I" that all members share, or of one for each, "M B I"."""
-        return _Layers.apply(x, *self.weights, *self.biases)
+        return self._run(x, list(self.weights), list(self.biases))
 
     def through(self, x: Tensor, members: int | None = None) -> Float[Tensor, "M B O"]:
         """The same, or the first ``members`` alone, with a gradient to ``x`` and none to the parameters."""
-        return _Layers.apply(x, *(p.detach()[:members] for p in (*self.weights, *self.biases)))
-
-
-class _Layers(torch.autograd.Function):
-    """The layers of an ``Ensemble``, member by member: a batched product is slower than the same products alone."""
+        weights, biases = ([p.detach()[:members] for p in group] for group in (self.weights, self.biases))
+        return self._run(x, weights, biases)
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, *parameters: Tensor) -> Tensor:
-        layers = len(parameters) // 2
-        kept, outs = [], []
-        for m in range(len(parameters[0])):
+    def _run(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+        apart = lambda p: [p.squeeze(0)] if len(p) == 1 else p.unbind(0)
+        layers = list(zip(map(apart, weights), map(apart, biases), strict=True))
+        outs = []
+        for m in range(len(weights[0])):
             h = x if x.ndim == 2 else x[m]
-            for i in range(layers):
-                kept.append(h)
-                h = product(
-                    h, parameters[i][m], parameters[layers + i][m], F.relu if i < layers - 1 else None
-                )
+            for i, (weight, bias) in enumerate(layers):
+                h = F.linear(h, weight[m], bias[m])
+                h = h if i == len(layers) - 1 else h.relu_()
             outs.append(h)
-        ctx.save_for_backward(*parameters[:layers], *kept)
-        ctx.shared = x.ndim == 2
-        return torch.stack(outs)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        to_input, to_parameters = ctx.needs_input_grad[:2]
-        members = len(grad)
-        layers = len(ctx.saved_tensors) // (members + 1)
-        weights, kept = ctx.saved_tensors[:layers], ctx.saved_tensors[layers:]
-        to_weights = [torch.empty_like(w) for w in weights] if to_parameters else []
-        to_biases = [w.new_empty(w.shape[:2]) for w in weights] if to_parameters else []
-        to_x = []
-        for m in range(members):
-            g = grad[m]
-            for i in reversed(range(layers)):
-                h = kept[m * layers + i]
-                if to_parameters:
-                    torch.mm(g.t(), h, out=to_weights[i][m])
-                    torch.sum(g, 0, out=to_biases[i][m])
-                if i or to_input:
-                    g = g @ weights[i][m]
-                if i:
-                    g = torch.ops.aten.threshold_backward(g, h, 0)
-            to_x.append(g)
-        nothing = (None,) * (0 if to_parameters else 2 * layers)
-        back = None if not to_input else sum(to_x) if ctx.shared else torch.stack(to_x)
-        return (back, *to_weights, *to_biases, *nothing)
+        return torch.stack(outs) if len(outs) > 1 else outs[0][None]
 
 
 # Layers with a norm: linear, norm, activation, in this order.
