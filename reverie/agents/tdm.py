@@ -46,6 +46,7 @@ from reverie.optim import Follow, Optimizer, step
 from reverie.types import ActionSpace, Batch, Media, Metrics, Mode, ObsSpace, ReverieError
 
 OBSERVATION, ACHIEVED, DESIRED = "observation", "achieved_goal", "desired_goal"
+ROWS = ("action", "prev_action", "reward", "is_first", "is_last", "is_terminal")
 
 
 @dataclass(frozen=True)
@@ -306,7 +307,8 @@ class TDM:
         own = round(c.own_goals * c.batch_size)
         other = achieved[torch.from_numpy(rng.permutation(len(achieved))), 1]
         obs[DESIRED][own:] = (achieved[:, 2] if c.relabel == "future" else other)[own:, None]
-        return Batch(obs, *(rows[:, :2] for rows in batch[1:]))
+        two = {name: getattr(batch, name)[:, :2] for name in ROWS}
+        return batch._replace(obs=obs, **two)
 
     def update(self, batch: Batch) -> Metrics:
         """One step of the critic towards the recursion at horizons drawn afresh, one of the actor and the targets."""
