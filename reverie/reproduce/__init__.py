@@ -1,14 +1,15 @@
 """The papers' claims as commands with budgets: what is claimed, what is run, and how it is judged.
 
 ``claims`` says what a claim is, ``classics`` holds those of the oldest agents, ``goals`` those of HER and TDM,
-``memories`` those of World Models, ``pixels`` those of PlaNet and Dreamer, ``robots`` those of DayDreamer, ``runner``
-carries one out, ``runs`` reads what was run, ``statistics`` judges it. Registering a claim is importing its file: do
-it here.
+``memories`` those of World Models, ``pixels`` those of PlaNet and Dreamer, ``one_setting`` that of Dreamer V3,
+``robots`` those of DayDreamer, ``runner`` carries one out, ``runs`` reads what was run, ``statistics`` judges it.
+Registering a claim is importing its file: do it here.
 """
 
 from reverie.reproduce import classics as classics
 from reverie.reproduce import goals as goals
 from reverie.reproduce import memories as memories
+from reverie.reproduce import one_setting as one_setting
 from reverie.reproduce import pixels as pixels
 from reverie.reproduce import robots as robots
 from reverie.reproduce.claims import get_claim, list_claims

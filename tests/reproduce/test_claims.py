@@ -23,6 +23,7 @@ NAMES = [
     "wm-hidden-state",
     "wm-dream-transfer",
     "wm-temperature",
+    "dreamer-v3-one-setting",
     "dreamer-beats-planet",
     "planet-data-efficiency",
     "planet-one-agent",
@@ -210,3 +211,17 @@ def test_steps_to_a_level_and_ends_near_goals(tmp_path):
     assert soon.of(never) == {"x-v0": [300.0]}
     assert DISTANCE.of(quick) == {"x-v0": [pytest.approx(0.7)]}
     assert SUCCESS.of(quick) == {"x-v0": [0.75]} and SUCCESS.of(never) == {"x-v0": [1.0]}
+
+
+def test_solved_is_asked_of_every_task_by_itself(tmp_path):
+    from reverie.reproduce.one_setting import SOLVED, V3
+
+    claim = get_claim("dreamer-v3-one-setting")
+    assert all(budget.arms[0].envs == tuple(SOLVED) for budget in claim.budgets.values())
+    found = [
+        run
+        for env, least in SOLVED.items()
+        for run in runs(tmp_path, V3, [least + 0.1 if env != "Pendulum-v1" else least - 9] * 3, env)
+    ]
+    judged = {one.name: one.verdict for one in claims.outcomes(claim.comparisons[0], found)}
+    assert len(judged) == 6 and sorted(judged.values()) == ["fails"] + ["holds"] * 5
