@@ -228,7 +228,9 @@ class MVE:
         members = self.config.members
         obs = start.expand(members, *start.shape)
         action = self.act_slowly(obs)
-        seen, acted, rewards, conts = [obs], [action], [], []
+        seen, acted = [obs], [action]
+        rewards: list[Tensor] = []
+        conts: list[Tensor] = []
         for _ in range(self.config.horizon):
             told = self.dynamics.imagine(obs, action)
             obs, action = told.obs, self.act_slowly(told.obs)

@@ -189,7 +189,7 @@ def test_a_whole_run_of_a2c(tmp_path, capsys):
     assert load(folder).act(np.zeros(4, np.float32)).sum() == 1
     reverie.train("a2c", "CartPole-v1", "debug", folder, **{**options, "steps": 400})
     assert "Going on from 3" in capsys.readouterr().out
-    with pytest.raises(ReverieError, match="no picture to imagine"):
+    with pytest.raises(ReverieError, match="no world to imagine in"):
         imagine_run(folder, 3, 10, 0)
 
 
