@@ -151,6 +151,66 @@ def save_strip(
     return Path(path)
 
 
+def save_futures(
+    path: str | Path,
+    truth: UInt8[np.ndarray, "t h w c"],
+    earned: np.ndarray,
+    taken: np.ndarray,
+    imagined: UInt8[np.ndarray, "a k h w c"],
+    told: np.ndarray,
+) -> Path:
+    """Write a PNG of one moment: what happened next, and below it one imagined future for each first action, with the
+    reward under every frame.
+
+    ``truth`` begins with the moment itself (t = k + 1); ``earned`` "k" and ``taken`` "k" are what arrived with the
+    others and the numbers of the actions that led there; ``told`` "a k" are expected rewards. The future that begins
+    as reality did is marked. Returns the path.
+    """
+    if (
+        len(truth) != imagined.shape[1] + 1
+        or told.shape != imagined.shape[:2]
+        or len(earned) != len(truth) - 1
+    ):
+        raise ReverieError(
+            f"a strip of futures needs one frame more of truth than of each future, and a reward for each; got "
+            f"{truth.shape}, {earned.shape}, {imagined.shape} and {told.shape}"
+        )
+    scale = _scale(truth.shape[1], truth.shape[2], 96)
+    real = enlarge(_rgb(truth), scale)
+    h, w = real.shape[1:3]
+    pad, under, left, top = 6, 18, 96, 26
+    image = Image.new(
+        "RGB", (left + len(truth) * (w + pad) + 6, top + (len(imagined) + 1) * (h + under + pad)), PAPER
+    )
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    place = lambda row, column: (left + column * (w + pad), top + row * (h + under + pad))
+    for column in range(len(truth)):
+        draw.text(
+            (place(0, column)[0] + w / 2, 5),
+            f"+{column}" if column else "now",
+            fill=INK,
+            font=font,
+            anchor="mt",
+        )
+    for row in range(len(imagined) + 1):
+        frames = real if row == 0 else np.concatenate([real[:1], enlarge(_rgb(imagined[row - 1]), scale)])
+        rewards = earned if row == 0 else told[row - 1]
+        name = "what happened" if row == 0 else f"action {row - 1}"
+        colour = IMAGINED if row and row - 1 == taken[0] else INK
+        draw.text((left - 8, place(row, 0)[1] + h / 2), name, fill=colour, font=font, anchor="rm")
+        for column in range(row > 0, len(frames)):
+            x, y = place(row, column)
+            image.paste(Image.fromarray(frames[column]), (x, y))
+            if column:
+                text = f"{rewards[column - 1]:+.2f}" + (f"  by {taken[column - 1]}" if row == 0 else "")
+                draw.text((x + w / 2, y + h + 3), text, fill=colour, font=font, anchor="mt")
+                if row:
+                    draw.rectangle((x - 2, y - 2, x + w + 1, y + h + 1), outline=IMAGINED, width=2)
+    with atomic(path) as temporary:
+        image.save(temporary, optimize=True)
+    return Path(path)
+
+
 def open_loop(
     truth: UInt8[np.ndarray, "*n t h w c"],
     prediction: UInt8[np.ndarray, "*shape"],

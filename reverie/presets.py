@@ -250,7 +250,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         # The model-free baseline of the i2a preset of that name, and one with about as many parameters.
         "cells": dict(**CELLS, units=256),
-        "cells_wide": dict(**CELLS | dict(channels=(32, 32)), units=475),
+        "cells_wide": dict(**CELLS | dict(channels=(32, 32)), units=440),
         # The stride-1 residual network of Sokoban's later baselines (Guez et al. 2019); a small picture as it is.
         "resnet": dict(
             channels=(32, 32, *[64] * 7),

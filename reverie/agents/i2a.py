@@ -139,6 +139,16 @@ class Imagined(NamedTuple):
     reward: Tensor  # "n A H"
 
 
+class Strip(NamedTuple):
+    """What is imagined at one moment beside what happened: frames uint8, H steps."""
+
+    truth: np.ndarray  # "H+1 h w c", the moment itself first
+    earned: np.ndarray  # "H", what arrived with them
+    taken: np.ndarray  # "H", the actions' numbers
+    imagined: np.ndarray  # "A H h w c", one future for each first action
+    told: np.ndarray  # "A H", expected rewards
+
+
 class EnvModel(nn.Module):
     """One step ahead: frame "n h w c" and action "n A" to logits of the next frame "n h w c" and of its reward."""
 
@@ -521,6 +531,27 @@ class I2A:
     def report(self, batch: Batch, context: int = 5) -> Media:
         """Open loop: ``context`` rows seen, the rest imagined."""
         return open_loop(self.world, batch.to(self.device), context)
+
+    def strip(self, batch: Batch) -> Strip | None:
+        """The futures of one row of ``batch`` and what followed it; None where no H rows of one episode do."""
+        h = self.config.horizon
+        ends = (
+            batch.is_last.float().unfold(1, h + 1, 1)[..., :-1].sum(-1) if batch.reward.shape[1] > h else None
+        )
+        if ends is None or not (ends == 0).any():
+            return None
+        places = (ends == 0).nonzero()
+        b, t = places[len(places) // 2].tolist()
+        now = self.see(batch.obs[self.key][b, t : t + 1])
+        future = self.imagine(now, self.generators["dream"])
+        frames = (255 * self.show(future.frame)[0]).round().byte().cpu().numpy()
+        return Strip(
+            batch.obs[self.key][b, t : t + h + 1].cpu().numpy(),
+            batch.reward[b, t + 1 : t + h + 1].cpu().numpy(),
+            batch.action[b, t : t + h].argmax(-1).cpu().numpy(),
+            frames,
+            future.reward[0].cpu().numpy(),
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,12 +1,13 @@
 """The papers' claims as commands with budgets: what is claimed, what is run, and how it is judged.
 
-``claims`` says what a claim is, ``classics`` holds those of the oldest agents, ``goals`` those of HER and TDM,
-``memories`` those of World Models, ``pixels`` those of PlaNet and Dreamer, ``one_setting`` that of Dreamer V3,
-``robots`` those of DayDreamer, ``runner`` carries one out, ``runs`` reads what was run, ``statistics`` judges it.
-Registering a claim is importing its file: do it here.
+``claims`` says what a claim is, ``classics`` holds those of the oldest agents, ``futures`` those of I2A and Distral,
+``goals`` those of HER and TDM, ``memories`` those of World Models, ``pixels`` those of PlaNet and Dreamer,
+``one_setting`` that of Dreamer V3, ``robots`` those of DayDreamer, ``runner`` carries one out, ``runs`` reads what was
+run, ``statistics`` judges it. Registering a claim is importing its file: do it here.
 """
 
 from reverie.reproduce import classics as classics
+from reverie.reproduce import futures as futures
 from reverie.reproduce import goals as goals
 from reverie.reproduce import memories as memories
 from reverie.reproduce import one_setting as one_setting

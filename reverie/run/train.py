@@ -371,6 +371,11 @@ def save_dreams(
                 path.with_suffix(".png"), truth[0], prediction[0], context, reconstruction=each[0]
             ),
         ]
+    strip = (
+        agent.strip(batch) if hasattr(agent, "strip") else None
+    )  # one that imagines a future for each action
+    if strip is not None:
+        made.append(media.save_futures(folder / "videos" / "futures.png", *strip))
     return made
 
 

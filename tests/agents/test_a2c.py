@@ -160,6 +160,15 @@ def test_the_parameters_of_the_residual_network():
     assert sum(p.numel() for p in made.parameters()) == 3_068_421
 
 
+def test_the_wide_baseline_has_as_many_parameters_as_what_reads_futures():
+    from reverie.agents.i2a import Augmented
+
+    space, act = {"image": Space((7, 7, 7), "uint8")}, ActionSpace(5, (5,))
+    count = lambda module: sum(p.numel() for p in module.parameters())
+    wide = count(ActorCritic(space, act, presets.resolve("a2c", ["cells_wide"])))
+    assert wide == pytest.approx(count(Augmented((7, 7, 7), 5, presets.resolve("i2a", ["laptop"]))), rel=2e-3)
+
+
 def test_pictures_too_small_for_the_network_are_refused():
     with pytest.raises(ReverieError, match="too small for convolutions"):
         A2C({"image": Space((7, 7, 3), "uint8")}, ActionSpace(5, (5,)))

@@ -454,6 +454,28 @@ def test_the_state_of_one_cell_depends_on_two_around_it():
     assert seen[2:7, 2:7].any() and seen.sum() == seen[2:7, 2:7].sum() and seen[2, 2] and seen[6, 6]
 
 
+def test_a_strip_shows_what_is_imagined_beside_what_happened(tmp_path):
+    from reverie import media
+
+    agent, batch = small_agent(horizon=3), a_batch(size=1, time=6)
+    strip = agent.strip(batch)
+    assert strip.truth.shape == (4, 5, 6, 4) and strip.imagined.shape == (5, 3, 5, 6, 4)
+    t = 1  # of the three moments that three rows follow, the middle one
+    assert np.array_equal(strip.truth, batch.obs["image"][0, t : t + 4].numpy())
+    assert strip.earned.tolist() == batch.reward[0, t + 1 : t + 4].tolist()
+    assert strip.taken.tolist() == batch.action[0, t : t + 3].argmax(-1).tolist()
+    assert strip.imagined.max() == 255 and (strip.imagined.sum(-1) == 255).all()
+    path = media.save_futures(
+        tmp_path / "x.png",
+        *strip._replace(truth=np.repeat(strip.truth, 2, -1), imagined=np.repeat(strip.imagined, 2, -1)),
+    )
+    assert path.stat().st_size > 500
+    ended = batch._replace(is_last=torch.tensor([[False, True, False, False, True, False]]))
+    assert agent.strip(ended) is None and agent.strip(a_batch(size=1, time=3)) is None
+    with pytest.raises(ReverieError, match="one frame more of truth"):
+        media.save_futures(tmp_path / "y.png", strip.truth[:-1], *strip[1:])
+
+
 # Bad input
 
 

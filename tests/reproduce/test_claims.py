@@ -16,6 +16,11 @@ from reverie.types import ReverieError
 
 NAMES = [
     "dyna-planning",
+    "i2a-beats-model-free",
+    "i2a-depth",
+    "i2a-bad-model",
+    "i2a-distillation",
+    "distral",
     "her-sparse",
     "tdm-samples",
     "tdm-hard-model",

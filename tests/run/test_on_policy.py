@@ -222,3 +222,36 @@ def test_updates_learn_from_whole_rollouts_of_all_streams(toys, tmp_path):
         )  # the last row is the next one's first
         assert torch.equal(a.is_first[:, -1], b.is_first[:, 0])
     close(loop)
+
+
+def test_a_whole_run_of_i2a_and_another_with_its_model(tmp_path):
+    """Data, model, agent; pictures of what it imagines; and a run that is given that model."""
+    small = dict(
+        pixels=False,
+        image_size=0,
+        frames="cells",
+        model_tile=1,
+        channels=(4, 4),
+        kernels=(3, 3),
+        strides=(1, 2),
+        same=True,
+    )
+    stages = dict(model_steps=60, random_steps=24, model_updates=3, steps=120, time_limit=15)
+    options = dict(eval_episodes=2, eval_every=0, log_every=50, threads=1, **small, **stages)
+    env = "reverie/MiniPacman-v0"
+    folder = reverie.train("i2a", env, "debug", tmp_path / "run", **options)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert any("model/frame" in line for line in lines) and any("distil/kl" in line for line in lines)
+    assert {"futures.png", "open_loop_image.gif", "episode.gif"} <= {
+        p.name for p in (folder / "videos").iterdir()
+    }
+    assert (folder / "videos" / "futures.png") in imagine_run(folder, 3, 10, 0)
+    other = reverie.train("i2a", env, "debug", tmp_path / "other", seed=1, world=str(folder), **options)
+    a, b = load(folder).agent.state_dict()["modules"], load(other).agent.state_dict()["modules"]
+    assert all(torch.equal(a[name], b[name]) for name in a if name.startswith("model."))
+    found = json.loads((other / "evaluation.json").read_text())
+    assert 120 <= found["env_steps"] < 160  # the 60 env steps of the model's data among them
+    with pytest.raises(ReverieError, match="has model_channels 3, and this run has 5"):
+        reverie.train("i2a", env, "debug", tmp_path / "x", world=str(folder), model_channels=5, **options)
+    with pytest.raises(ReverieError, match="no setting of a2c called 'world'"):
+        reverie.train("a2c", env, "debug", tmp_path / "y", world=str(folder))

@@ -1,0 +1,271 @@
+"""Claims of I2A, what imagined futures are worth to an agent that learns to read them, and of Distral.
+
+The four of I2A are one study: they share their runs, and all agents of a seed that imagine share the model that the
+first of them learned, but for the poor one. An env step counts wherever it was taken: what the model learned from
+is part of every run's length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from reverie.presets import CELLS
+from reverie.reproduce.claims import Arm, Budget, Claim, Comparison, Of, Sweep, register
+from reverie.reproduce.runs import Measure, Run, Values, series
+
+# I2A in Sokoban
+
+ROOMS = "reverie/SokobanSmall-v0"  # 7x7 cells, two boxes
+HOME = 5.0  # a return above this is a solved level: 12 less a tenth of at most 40 steps, else at most 1
+I2A, COPY, SAME, WIDE = "I2A", "copy-model", "A2C, same network", "A2C, same size"
+POOR, SEARCH, POOR_SEARCH, BLIND, CHANCE = (
+    "I2A, poor model",
+    "search",
+    "search, poor model",
+    "I2A, no rewards",
+    "I2A, rollouts by chance",
+)
+DEPTHS = (1, 3, 5)
+STUDY = "i2a"
+
+
+def _solved(run: Run) -> Values:
+    returns = run.evaluation.get("returns")
+    return {run.env: [float(np.mean(np.array(returns) > HOME))]} if returns else {}
+
+
+def _last(key: str) -> Measure:
+    """The mean of what was logged in the last tenth of a run."""
+
+    def of(run: Run) -> Values:
+        x, y = series(run.rows, key)
+        return {run.env: [float(y[x > 0.9 * x[-1]].mean())]} if len(x) else {}
+
+    return Measure(key.replace("/", "_"), "nats", of)
+
+
+def _sure(run: Run) -> Values:
+    """KL from the policy to chance: what the policy has to say, in nats."""
+    entropy = _last("actor/entropy").of(run)
+    return {task: [float(np.log(5) - v) for v in values] for task, values in entropy.items()}
+
+
+SOLVED = Measure("solved", "share of levels", _solved)
+APART = _last("distil/kl")
+SURE = Measure("policy_to_chance", "nats", _sure)
+
+
+def depth(horizon: int) -> str:
+    return I2A if horizon == 3 else f"{I2A}, H = {horizon}"
+
+
+def sokoban(
+    steps: int, names: tuple[str, ...], small: Mapping[str, Any] = {}, **common: Any
+) -> tuple[Arm, ...]:
+    """The agents of the study by name; ``small`` shrinks all of them, ``common`` is set in all."""
+    run = dict(time_limit=40, eval_episodes=200) | common
+    poor = dict(model_channels=6, model_updates=600)
+    if small:
+        poor["model_updates"] = small["model_updates"]
+    for_a2c = {k: v for k, v in small.items() if k in CELLS}
+    settings: dict[str, tuple[str, dict[str, Any], str]] = {
+        I2A: ("i2a", {}, ""),
+        COPY: ("i2a", dict(model="copy", model_steps=0, random_steps=0, model_updates=0), ""),
+        SAME: ("a2c", dict(**CELLS, units=256), ""),
+        WIDE: ("a2c", CELLS | dict(channels=(32, 32), units=440), ""),
+        depth(1): ("i2a", dict(horizon=1), I2A),
+        depth(5): ("i2a", dict(horizon=5), I2A),
+        POOR: ("i2a", poor, ""),
+        SEARCH: ("i2a", dict(search=True), I2A),
+        POOR_SEARCH: ("i2a", poor | dict(search=True), POOR),
+        BLIND: ("i2a", dict(rewards=False), I2A),
+        CHANCE: ("i2a", dict(rollouts_by="chance"), I2A),
+    }
+    arms = []
+    for name in names:
+        agent, own, world = settings[name]
+        less = for_a2c if agent == "a2c" else small
+        own = {k: v for k, v in own.items() if k != "steps"}
+        arms.append(Arm(name, agent, (ROOMS,), steps, {**less, **own, **run, **for_a2c}, world=world))
+    return tuple(arms)
+
+
+TINY = dict(
+    CELLS,
+    actors=4,
+    length=5,
+    frames="cells",
+    model_tile=1,
+    model_steps=60,
+    random_steps=40,
+    model_updates=3,
+    reward_bins=(-1.1, -0.1, 0.9, 10.9),
+)
+TINY.pop("steps")
+
+
+def sizes(names: tuple[str, ...]) -> dict[str, Budget]:
+    note = (
+        "Sokoban of 7x7 cells and two boxes, at most 40 steps a level, seen as planes, with networks of 16 channels "
+        "and 500,000 env steps, 100,000 of them for the model: a two-thousandth of the paper's. It can show who is "
+        "ahead while learning begins, at a fifth of the levels, and not who ends higher. "
+    )
+    resnet = (
+        "The paper's claim is about one kind of network: a residual network without strides solves more levels than "
+        "its I2A does, and is no part of this comparison (train a2c --preset resnet)."
+    )
+    whole = sokoban(1_000_000_000, names, time_limit=120)
+    return {
+        "laptop": Budget("laptop", 3, sokoban(500_000, names), note + resnet),
+        "gpu": Budget(
+            "laptop", 3, sokoban(20_000_000, names), f"The same for 20 million env steps. {resnet}"
+        ),
+        "paper": Budget(
+            "laptop",
+            3,
+            tuple(replace(arm, envs=("reverie/Sokoban-v0",)) for arm in whole),
+            f"The paper's levels, 10x10 cells and four boxes, and its 1e9 env steps, as planes. {resnet}",
+        ),
+        "debug": Budget(
+            "debug", 3, sokoban(200, names, TINY, eval_episodes=4), "Shows nothing but that every part runs."
+        ),
+    }
+
+
+def ahead(left: str, right: str, counts: bool = True) -> Comparison:
+    return Comparison(f"{left} - {right}", Of(left, SOLVED), Of(right, SOLVED), counts=counts)
+
+
+register(
+    Claim(
+        name="i2a-beats-model-free",
+        system="I2A",
+        study=STUDY,
+        sentence="From the same env steps I2A solves more Sokoban levels than a model-free agent of its size, and than "
+        "itself with a model that only repeats what is there.",
+        budgets=sizes((I2A, COPY, SAME, WIDE, BLIND)),
+        comparisons=(
+            ahead(I2A, WIDE),
+            ahead(I2A, COPY),
+            ahead(I2A, SAME, counts=False),
+            ahead(I2A, BLIND, counts=False),
+        ),
+    )
+)
+
+register(
+    Claim(
+        name="i2a-depth",
+        system="I2A",
+        study=STUDY,
+        sentence="The deeper I2A imagines, the more levels it solves, by less and less.",
+        budgets=sizes((I2A, depth(1), depth(5))),
+        comparisons=(ahead(depth(3), depth(1)), ahead(depth(5), depth(3))),
+        sweeps=(
+            Sweep("Levels solved", "imagined steps H", SOLVED, tuple((str(h), depth(h)) for h in DEPTHS)),
+        ),
+    )
+)
+
+register(
+    Claim(
+        name="i2a-bad-model",
+        system="I2A",
+        study=STUDY,
+        sentence="A poor model costs I2A little, and ruins a search that trusts it.",
+        budgets=sizes((I2A, POOR, SEARCH, POOR_SEARCH)),
+        comparisons=(
+            ahead(SEARCH, POOR_SEARCH),
+            ahead(POOR, POOR_SEARCH),
+            ahead(I2A, POOR, counts=False),
+            ahead(I2A, SEARCH, counts=False),
+        ),
+    )
+)
+
+register(
+    Claim(
+        name="i2a-distillation",
+        system="I2A",
+        study=STUDY,
+        sentence="The rollout policy, trained by distillation alone, follows the agent's: it is less than half as far "
+        "from it as chance is.",
+        budgets=sizes((I2A, CHANCE)),
+        comparisons=(
+            Comparison(
+                "policy to chance - 2 x to rollout policy", Of(I2A, SURE), Of(I2A, APART), 2, paired=True
+            ),
+            ahead(I2A, CHANCE, counts=False),
+        ),
+    )
+)
+
+
+# Distral in the two rooms
+
+GRID = "reverie/TwoRooms-v0"
+DISTRAL, KL, ONE, ALONE, TOGETHER = (
+    "Distral",
+    "KL alone",
+    "one column",
+    "A3C, each task",
+    "A3C, one for all",
+)
+ROOM_AGENTS: Mapping[str, Mapping[str, Any]] = {
+    DISTRAL: {},
+    KL: {"alpha": 1.0},
+    ONE: {"policy": "one"},
+    ALONE: {"policy": "one", "alpha": 0.0},
+    TOGETHER: {"policy": "shared", "alpha": 0.0},
+}
+
+
+def _speed(run: Run) -> Values:
+    _, y = run.curve()
+    return {run.env: [float(y.mean())]} if len(y) else {}
+
+
+SPEED = Measure("mean_return", "return", _speed)  # over all evaluations, early ones too: who learns sooner
+
+
+def rooms(steps: int, episodes: int = 50) -> tuple[Arm, ...]:
+    return tuple(
+        Arm(name, "distral", (GRID,), steps, {**how, "eval_episodes": episodes})
+        for name, how in ROOM_AGENTS.items()
+    )
+
+
+register(
+    Claim(
+        name="distral",
+        system="Distral",
+        sentence="Tasks that share a distilled policy are learned sooner than tasks that are learned each by itself.",
+        budgets={
+            "laptop": Budget(
+                "laptop",
+                5,
+                rooms(50_000),
+                "Eight goals in the paper's two rooms; 50,000 env steps in all; returns of 50 episodes, averaged "
+                "over ten evaluations, so that learning sooner counts. The agent that shares one policy cannot see "
+                "which task it has. The paper's grid worlds alternate soft Q-learning and distillation; that form, "
+                "exactly, is reverie.agents.distral.tabular.",
+            ),
+            "gpu": Budget("laptop", 5, rooms(50_000), "The laptop's: nothing here fills a GPU."),
+            "paper": Budget(
+                "paper", 5, rooms(2_000_000), "As long as is needed for every agent to end where it will."
+            ),
+            "debug": Budget("debug", 3, rooms(300, 4), "Shows nothing but that every part runs."),
+        },
+        comparisons=(
+            Comparison(f"{DISTRAL} - {ALONE}", Of(DISTRAL, SPEED), Of(ALONE, SPEED)),
+            Comparison(f"{ONE} - {ALONE}", Of(ONE, SPEED), Of(ALONE, SPEED), counts=False),
+            Comparison(f"{DISTRAL} - {ONE}", Of(DISTRAL, SPEED), Of(ONE, SPEED), counts=False),
+            Comparison(f"{DISTRAL} - {KL}", Of(DISTRAL, SPEED), Of(KL, SPEED), counts=False),
+            Comparison(f"{DISTRAL} - {TOGETHER}", Of(DISTRAL, SPEED), Of(TOGETHER, SPEED), counts=False),
+        ),
+    )
+)
