@@ -16,9 +16,9 @@ Where the equations are::
     normalising, App. A                       Normalizer      running mean and deviation of observations and goals
 
 Command: ``reverie train her --env reverie/BitFlip-v0 --preset bits``, or
-``reverie train her --env FetchReach-v4 --preset reach``. Of 50 evaluated episodes of seed 0, 49 had flipped their 15 bits
-at 6,000 env steps and all from 9,000 on, and without hindsight (``--future 0``) none at 24,000; FetchReach's goal was
-reached at the end of all 50 from 5,000 env steps on.
+``reverie train her --env FetchReach-v4 --preset reach``. Of 50 evaluated episodes of seed 0, 49 had flipped their 15
+bits at 6,000 env steps and all from 9,000 on, and without hindsight (``--future 0``) none at 24,000; FetchReach's goal
+was reached at the end of all 50 from 5,000 env steps on.
 
 Defaults are the paper's; where it names none, those of the authors' code (Plappert et al. 2018). The schedule is
 that of Fetch's episodes of 50 steps: 16 of them, 40 updates, one step of the targets. Deviations. Transitions are
