@@ -191,7 +191,7 @@ def robot(argv: list[str]) -> int:
     @dataclass
     class OnRobot:
         robot: str
-        """a twin (a1, pick_place, ball), your own (module:Class or path/file.py:Class), or any environment"""
+        """a twin (a1, a1_pushed, pick_place, ball), your own (module:Class, file.py:Class), or any environment"""
         preset: Annotated[tuple[str, ...], tyro.conf.arg(metavar="P [P ...]")] = names
         """named settings, later ones over earlier ones"""
         run: Annotated[

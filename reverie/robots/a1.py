@@ -33,6 +33,7 @@ COMMANDS = 50  # of 1 ms, in a decision
 STRAY = 0.2  # rad a command may be from where the joint is
 CUTOFF = 1.5  # Hz
 SPEED = 0.3  # m/s, walking
+PUSH, PUSH_EVERY = 0.8, 5.0  # m/s that a push adds, seconds between two, on average
 
 
 def normalise(angles: np.ndarray) -> np.ndarray:
@@ -152,6 +153,16 @@ class A1(Twin):
 
     def close(self) -> None:
         self._camera.close()
+
+
+class PushedA1(A1):
+    """The A1, pushed to some side now and then: what a policy that has learned to walk is to get used to."""
+
+    def send(self, action: np.ndarray) -> None:
+        if self.rng.random() < 1 / (PUSH_EVERY * self.rate):
+            way = self.rng.uniform(-np.pi, np.pi)
+            self.push(PUSH * np.array([np.cos(way), np.sin(way)]))
+        super().send(action)
 
 
 def find_urdf() -> Path:

@@ -162,14 +162,15 @@ class RobotEnv(gymnasium.Env):
 
 ROBOTS = {
     "a1": "reverie.robots.a1:A1",
+    "a1_pushed": "reverie.robots.a1:PushedA1",
     "pick_place": "reverie.robots.pick_place:PickPlace",
     "ball": "reverie.robots.ball:Ball",
 }
 
 
 def make_robot(name: str, rate: float = 0.0, seed: int = 0, **settings: Any) -> Robot:
-    """The robot called ``name``: a twin of ours (a1, pick_place, ball), a class of yours as ``module:Class`` or
-    ``path/file.py:Class``, or any environment that ``make_env`` knows, stepped by the clock.
+    """The robot called ``name``: a twin of ours (a1, a1_pushed, pick_place, ball), a class of yours as
+    ``module:Class`` or ``path/file.py:Class``, or any environment that ``make_env`` knows, stepped by the clock.
 
     ``rate`` in decisions a second replaces the robot's own. Raises ``ReverieError`` for what is not there or is not
     a robot.

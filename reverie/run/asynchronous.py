@@ -52,7 +52,12 @@ from reverie.run.spool import Intake, Spool, SpoolFull
 from reverie.types import ActionSpace, Agent, Batch, Draws, NotFinite, ObsSpace, ReverieError, Step
 
 LOOK = 1.0  # seconds between two looks for newer weights, and for what the learner has taken
-AS_ENV = {"a1": "reverie/A1-v0", "pick_place": "reverie/PickPlace-v0", "ball": "reverie/Ball-v0"}
+AS_ENV = {
+    "a1": "reverie/A1-v0",
+    "a1_pushed": "reverie/A1-v0",  # a run may go on with it
+    "pick_place": "reverie/PickPlace-v0",
+    "ball": "reverie/Ball-v0",
+}
 RESTARTS = 5  # of a learner that ends by itself
 LEARNER, LINK = "learner", "robot"  # folders in the run's: the learner's log, and what both sides share
 

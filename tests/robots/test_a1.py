@@ -121,6 +121,18 @@ def test_stop_holds_the_pose(robot) -> None:
     np.testing.assert_allclose(robot.aim, robot.joints)
 
 
+def test_pushes_come_as_often_as_they_should(robot, monkeypatch) -> None:
+    pushed, pushes = object.__new__(a1.PushedA1), []
+    pushed.rng = np.random.default_rng(0)
+    monkeypatch.setattr(a1.A1, "push", lambda self, velocity: pushes.append(velocity))
+    monkeypatch.setattr(a1.A1, "send", lambda self, action: None)
+    for _ in range(20 * 500):  # 500 seconds
+        pushed.send(STAND)
+    assert 70 < len(pushes) < 130
+    np.testing.assert_allclose(np.linalg.norm(pushes, axis=1), a1.PUSH)
+    assert np.linalg.norm(np.mean(pushes, 0)) < 0.2  # to all sides
+
+
 def test_a_missing_description_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(a1, "find_spec", lambda name: None)
     with pytest.raises(a1.ReverieError, match=r"reverie\[robots\]"):
