@@ -121,19 +121,20 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             candidates=1_000,
             particles=1,
         ),
+        # Two cores, no GPU: small networks and a small search, for tasks of Pendulum's size.
         "laptop": dict(
-            steps=2_000,
+            steps=1_000,
             prefill=200,
             train_every=50,
-            train_updates=50,
+            train_updates=100,
             batch_size=64,
             units=64,
             layers=2,
             decay=(),
-            horizon=20,
-            candidates=100,
-            elites=10,
-            iterations=4,
+            horizon=25,
+            candidates=64,
+            elites=8,
+            iterations=3,
             particles=5,
         ),
         "debug": dict(
@@ -154,7 +155,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "naf": {
         "paper": {},
-        "imagination": dict(imagination=5),  # Alg. 2; 10 is best with the true model
+        "imagination": dict(imagination=5),  # Alg. 2, with a fitted model; 10 is best with the true one
         "laptop": dict(
             steps=10_000, prefill=500, train_updates=1, units=(64, 64), tau=0.005, noise_scale=1.0
         ),

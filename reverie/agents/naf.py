@@ -20,7 +20,8 @@ Command: ``reverie train naf --env Pendulum-v1 --preset laptop imagination``.
 Where the paper tunes a number by task, the default is that of a public implementation. Deviations. No batch
 normalisation. No iLQG controllers among the rollouts. The linear models are ridge fits to the rows of a few steps
 around each; the reward, which the paper's models are given, is fitted with squares beside the linear terms. No end is
-imagined. Each update from the replay is followed by l updates from imagination.
+imagined. The paper does l updates from imagination for each real step; their number is a setting of its own here, so
+that rollouts of different lengths can be compared.
 """
 
 import copy
@@ -192,7 +193,7 @@ class NAF:
         c, generator = self.config, self.generators["learn"]
         if self.local is not None and self.updates <= c.imagine_until:
             self.imagine(self.local)
-            for _ in range(c.imagination):
+            for _ in range(c.imagined_updates):
                 imagined = self.learn(self.ring.sample(c.batch_size, generator))
             metrics["loss/imagined"] = imagined["loss/q"]
         return metrics

@@ -1,4 +1,5 @@
-"""Claims of the classics of learning with a model: Dyna-Q's planning in the maze."""
+"""Claims of the classics of learning with a model: Dyna-Q's planning, the few samples of planning with an ensemble,
+NAF's imagination and MVE's horizon."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ import numpy as np
 from reverie import presets
 from reverie.envs import make_env
 from reverie.media import atomic
-from reverie.reproduce.claims import Arm, Budget, Claim, Comparison, Expected, Of, register
+from reverie.reproduce.claims import Arm, Budget, Claim, Comparison, Expected, Of, Sweep, register
 from reverie.reproduce.runs import EPISODES, Measure, Run, Values
 
 # Dyna-Q in the maze
@@ -129,6 +130,218 @@ register(
                     f"tenth episode, {maze_arm(n)}", Of(maze_arm(n), lengths(10, 10)), steps, HUNDRED, 0.99
                 )
                 for n, steps in TENTH_EPISODE.items()
+            ),
+        ),
+    )
+)
+
+
+# Planning with a learned ensemble: how few real steps it takes
+
+SWING = "Pendulum-v1"
+MPC, DDPG = "MPC, ensemble", "DDPG"
+FEW, MANY = 1_000, 10_000  # env steps: five episodes, and fifty
+
+
+def after(steps: int) -> Measure:
+    """The evaluation after so many env steps: the latest one that is not later."""
+
+    def of(run: Run) -> Values:
+        values = {}
+        for task in run.tasks:
+            x, y = run.curve(task)
+            if len(x) and x[0] <= steps <= x[-1]:
+                values[task] = [float(y[x <= steps][-1])]
+        return values
+
+    return Measure(f"return_after_{steps}", "return", of)
+
+
+def mean_after(steps: int) -> Measure:
+    """The mean of all evaluations from so many env steps on: how fast, and how well."""
+
+    def of(run: Run) -> Values:
+        curves = {task: run.curve(task) for task in run.tasks}
+        return {task: [float(y[x >= steps].mean())] for task, (x, y) in curves.items() if (x >= steps).any()}
+
+    return Measure(f"mean_return_from_{steps}", "return", of)
+
+
+def _swing(scale: int) -> tuple[Arm, ...]:
+    few: dict[str, Any] = {"eval_every": scale * FEW // 2, "eval_episodes": 5}  # a search at every step
+    return (
+        Arm(MPC, "mpc", (SWING,), scale * FEW, few),
+        Arm(DDPG, "ddpg", (SWING,), scale * MANY),
+    )
+
+
+register(
+    Claim(
+        name="mpc-samples",
+        system="MPC, learned ensemble",
+        sentence="Planning with a learned ensemble reaches a model-free agent's final score with a tenth of its env "
+        "steps.",
+        budgets={
+            "laptop": Budget(
+                "laptop",
+                5,
+                _swing(1),
+                "One small task. The ensemble has five episodes, DDPG fifty; to reach its score means to cost less "
+                "than 1.25 times as much. Networks and search are a fraction of PETS'.",
+            ),
+            "gpu": Budget(
+                "laptop", 10, _swing(1), "The laptop's sizes: small networks gain little on a GPU."
+            ),
+            "paper": Budget(
+                "paper",
+                10,
+                _swing(1),
+                "PETS' networks and search, on this task; DDPG with its paper's values.",
+            ),
+            "debug": Budget("debug", 3, _swing(1), "Shows nothing but that every part runs."),
+        },
+        comparisons=(
+            # returns are costs: 1.25 times DDPG's is a quarter worse
+            Comparison(
+                f"MPC after {FEW:,} - 1.25 x DDPG after {MANY:,}",
+                Of(MPC, after(FEW)),
+                Of(DDPG, after(MANY)),
+                factor=1.25,
+            ),
+            Comparison(f"MPC - DDPG, both after {FEW:,}", Of(MPC, after(FEW)), Of(DDPG, after(FEW))),
+        ),
+    )
+)
+
+
+# NAF: imagination rollouts of a fitted local model, and their length
+
+NONE, SAME_UPDATES = "no imagination", "no imagination, as many updates"
+LENGTHS = (1, 5, 20)
+
+
+def rollouts(length: int) -> str:
+    return f"l = {length}"
+
+
+def _naf(steps: int, updates: int = 1) -> tuple[Arm, ...]:
+    return (
+        Arm(NONE, "naf", (SWING,), steps),
+        Arm(SAME_UPDATES, "naf", (SWING,), steps, {"train_updates": 6 * updates}),
+        *(Arm(rollouts(length), "naf", (SWING,), steps, {"imagination": length}) for length in LENGTHS),
+    )
+
+
+register(
+    Claim(
+        name="naf-imagination",
+        system="NAF",
+        sentence="Imagination rollouts under a fitted local model speed learning up; where they are long, the model's "
+        "errors spoil it.",
+        budgets={
+            "laptop": Budget(
+                "laptop",
+                5,
+                _naf(2_000),
+                "Ten episodes of one small task whose starts are spread wide, which is hard on models that are "
+                "linear around the latest episodes. Each arm with imagination does five imagined updates for each "
+                "real one; the control does as many from the replay.",
+            ),
+            "gpu": Budget(
+                "laptop", 10, _naf(2_000), "The laptop's sizes: small networks gain little on a GPU."
+            ),
+            "paper": Budget(
+                "paper", 5, _naf(100_000, 5), "The paper's networks, rates and updates, on this task."
+            ),
+            "debug": Budget("debug", 3, _naf(400, 2), "Shows nothing but that every part runs."),
+        },
+        comparisons=(
+            Comparison(
+                f"{rollouts(5)} - {NONE}", Of(rollouts(5), mean_after(600)), Of(NONE, mean_after(600))
+            ),
+            Comparison(
+                f"{rollouts(5)} - {rollouts(20)}",
+                Of(rollouts(5), mean_after(600)),
+                Of(rollouts(20), mean_after(600)),
+            ),
+            Comparison(
+                f"{rollouts(5)} - {SAME_UPDATES}",
+                Of(rollouts(5), mean_after(600)),
+                Of(SAME_UPDATES, mean_after(600)),
+                counts=False,
+            ),
+        ),
+        sweeps=(
+            Sweep(
+                "Length of rollouts",
+                "l",
+                mean_after(600),
+                (("none", NONE), *((str(length), rollouts(length)) for length in LENGTHS)),
+            ),
+        ),
+    )
+)
+
+
+# MVE: the horizon of value expansion
+
+HORIZONS = (0, 1, 3, 10)
+
+
+def horizon(h: int) -> str:
+    return f"H = {h}"
+
+
+def _mve(steps: int) -> tuple[Arm, ...]:
+    return tuple(Arm(horizon(h), "mve", (SWING,), steps, {"horizon": h}) for h in HORIZONS)
+
+
+register(
+    Claim(
+        name="mve-horizon",
+        system="MVE",
+        sentence="H-step value expansion with a learned model beats H = 0 at equal env steps.",
+        budgets={
+            "laptop": Budget(
+                "laptop",
+                5,
+                _mve(2_000),
+                "Ten episodes of one small task, small networks, one update a step.",
+            ),
+            "gpu": Budget(
+                "laptop", 10, _mve(2_000), "The laptop's sizes: small networks gain little on a GPU."
+            ),
+            "paper": Budget(
+                "paper",
+                5,
+                tuple(replace(arm, envs=("HalfCheetah-v5",)) for arm in _mve(1_500_000)),
+                "The authors' networks and steps, on today's half-cheetah, whose reward has to be learned.",
+            ),
+            "debug": Budget("debug", 3, _mve(400), "Shows nothing but that every part runs."),
+        },
+        comparisons=(
+            Comparison(
+                f"{horizon(3)} - {horizon(0)}",
+                Of(horizon(3), mean_after(600)),
+                Of(horizon(0), mean_after(600)),
+            ),
+            *(
+                Comparison(
+                    f"{horizon(h)} - {horizon(0)}",
+                    Of(horizon(h), mean_after(600)),
+                    Of(horizon(0), mean_after(600)),
+                    counts=False,
+                )
+                for h in HORIZONS
+                if h not in (0, 3)
+            ),
+        ),
+        sweeps=(
+            Sweep(
+                "Horizon",
+                "H",
+                mean_after(600),
+                tuple((str(h), horizon(h)) for h in HORIZONS),
             ),
         ),
     )

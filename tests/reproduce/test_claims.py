@@ -16,6 +16,9 @@ from reverie.types import ReverieError
 
 NAMES = [
     "dyna-planning",
+    "mpc-samples",
+    "naf-imagination",
+    "mve-horizon",
     "i2a-beats-model-free",
     "i2a-depth",
     "i2a-bad-model",
