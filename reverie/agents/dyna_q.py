@@ -5,23 +5,21 @@ The idea. Whatever really happens is used twice: Q is moved by it, and a model w
 steps the model is asked ``planning_steps`` times what happened before, and Q is moved by the answers in the same
 way. So reward found once spreads through everything known without another real step.
 
-Start reading here. All later agents keep this plan and replace its parts: the table Q by networks, the table of
-outcomes by a learned world that also answers what was never asked, single remembered steps by long imagined ones.
+Start reading here. Later agents keep this plan and replace its parts: the table Q by networks, that of outcomes by
+a learned world that also answers what was never asked, single remembered steps by long imagined ones.
 
 Where the lines of the book's box (Sec. 8.2) are::
 
     (b) epsilon-greedy action          act
-    (d) direct learning                learn, backup
-    (e) model learning                 learn
+    (d), (e) learn from it, note it    learn, backup
     (f) planning, n times              learn, backup
     Dyna-Q+ (Sec. 8.3)                 preset ``plus``: what was not tried for long promises kappa * sqrt(tau)
 
 Command: ``reverie train dyna_q --env reverie/DynaMaze-v0 --run runs/maze``. In that maze 50 planning steps bring the
 way to the goal down to about 18 steps in the third episode; without planning it takes about thirty.
 
-A state is an observation, byte for byte, so any environment will do whose observations come again: mazes, cards,
-even small pictures. The model is deterministic: it remembers the last outcome of each pair. Ties of Q are broken at
-random, or the first episode would take for ever.
+A state is an observation, byte for byte, so any environment will do whose observations come again. The model
+remembers the last outcome of each pair. Ties of Q are broken at random, or the first episode would never end.
 """
 
 from bisect import insort
@@ -42,14 +40,12 @@ LIMIT = 1_000_000  # states of a table
 class Config:
     """The book's values for the maze (Fig. 8.2)."""
 
-    # Schedule: learn from every env step when it has happened
     action_repeat: int = 1
     steps: int = 10_000  # env steps in all
     prefill: int = 2  # the loop's first episode is random, as any is until reward is found
-    train_every: int = 1
+    train_every: int = 1  # learn from every env step when it has happened
     train_updates: int = 1
     batch_size: int = 1
-
     planning_steps: int = 50  # n; the figure has 0, 5, 50
     lr: float = 0.1  # alpha
     discount: float = 0.95  # gamma
@@ -78,10 +74,10 @@ class DynaQ:
         device: torch.device | str = "cpu",
     ):
         if len(act_space.groups) != 1:
+            what = "several choices at once" if act_space.discrete else "continuous numbers"
             raise ReverieError(
-                "dyna_q keeps a table of one choice among a few, and this environment's actions are "
-                + ("several choices at once" if act_space.discrete else "continuous numbers")
-                + "; choose one with a Discrete action space, such as reverie/DynaMaze-v0"
+                f"dyna_q keeps a table of one choice among a few, and this environment's actions are {what}; choose "
+                f"one with a Discrete action space, such as reverie/DynaMaze-v0"
             )
         self.obs_space, self.act_space, self.config = obs_space, act_space, config
         self.actions = act_space.size
@@ -91,9 +87,7 @@ class DynaQ:
         self.left: list[int] = []  # these states, in order
         self.time = 0  # real steps
         self.read = 0  # rows of the replay that were learned from, in each stream
-        self.rngs = {
-            use: np.random.default_rng([seed, i]) for i, use in enumerate(("learn", "train", "eval"))
-        }
+        self.rngs = {u: np.random.default_rng([seed, i]) for i, u in enumerate(("learn", "train", "eval"))}
 
     # Acting
 
@@ -127,31 +121,29 @@ class DynaQ:
         return replay.take(range(replay.streams), [first] * replay.streams, count - first)
 
     def update(self, batch: Batch) -> Metrics:
-        """(d) to (f) for every step in the batch, in its order. A row that begins an episode came from nowhere."""
-        arrays = {"reward": batch.reward, "action": batch.prev_action, **batch.obs}
-        for name, value in arrays.items():
+        """(d) to (f) for every step in the batch. A row that begins an episode came from nowhere."""
+        for value in (batch.reward, batch.prev_action, *batch.obs.values()):
             if not torch.isfinite(value).all():
-                raise NotFinite(f"the {name} of a batch")
+                raise NotFinite("a number of a batch")
         errors = []
         for b, firsts in enumerate(batch.is_first.tolist()):
             rows = {key: batch.obs[key][b].cpu().numpy() for key in self.obs_space}
             states = [self.state(key) for key in self.keys(rows)]
             choices, rewards = batch.prev_action[b].argmax(-1).tolist(), batch.reward[b].tolist()
             ends = batch.is_terminal[b].tolist()
-            for t in range(1, len(states)):
-                if not firsts[t]:
-                    step = (states[t - 1], choices[t], rewards[t], states[t], ends[t])
-                    errors.append(abs(self.learn(*step)))
+            errors += [
+                abs(self.learn(states[t - 1], choices[t], rewards[t], states[t], ends[t]))
+                for t in range(1, len(states))
+                if not firsts[t]
+            ]
         return {"dyna/td_error": float(np.mean(errors or [0.0])), "dyna/states": len(self.q)}
 
     def state(self, key: bytes) -> int:
         """The number of an observation, given when it is first met."""
         if key not in self.number:
             if len(self.q) == LIMIT:
-                raise ReverieError(
-                    f"this environment has shown {LIMIT:,} different observations, and a table helps only where they "
-                    f"come again; train an agent with a network on it"
-                )
+                few = "a table helps where observations come again; take an agent with a network"
+                raise ReverieError(f"there were {LIMIT:,} different ones, and {few}")
             self.number[key] = len(self.q)
             self.q.append([0.0] * self.actions)
         return self.number[key]
@@ -188,18 +180,13 @@ class DynaQ:
         return {}  # its model knows steps, not pictures
 
     def state_dict(self) -> dict[str, Any]:
-        s, a = len(self.q), self.actions
-        never = Outcome(0.0, -1, False, 0)
-        model = [self.model.get(i, {}).get(j, never) for i in range(s) for j in range(a)]
-        seen = np.frombuffer(b"".join(self.number), np.uint8)
+        seen = [list(key) for key in self.number]
+        model = [(s, a, *outcome) for s, known in self.model.items() for a, outcome in known.items()]
         return {
             "tables": {
-                "obs": torch.from_numpy(seen.reshape(s, -1).copy()) if s else torch.zeros(0, 0),
-                "q": torch.tensor(self.q, dtype=torch.float64).reshape(s, a),
-                "reward": torch.tensor([o.reward for o in model], dtype=torch.float64).reshape(s, a),
-                "state": torch.tensor([o.state for o in model], dtype=torch.int64).reshape(s, a),
-                "terminal": torch.tensor([o.terminal for o in model], dtype=torch.bool).reshape(s, a),
-                "time": torch.tensor([o.time for o in model], dtype=torch.int64).reshape(s, a),
+                "obs": torch.tensor(seen, dtype=torch.uint8),
+                "q": torch.tensor(self.q, dtype=torch.float64),
+                "model": torch.tensor(model, dtype=torch.float64),  # s, a, and what is known of them
             },
             "time": self.time,
             "read": self.read,
@@ -209,13 +196,11 @@ class DynaQ:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         tables = {name: table.tolist() for name, table in state["tables"].items()}
         self.number = {bytes(row): i for i, row in enumerate(tables["obs"])}
-        self.q = tables["q"]
-        model = {
-            s: {a: o for a, o in enumerate(map(Outcome, *columns)) if o.state >= 0}
-            for s, columns in enumerate(zip(*(tables[name] for name in Outcome._fields), strict=True))
-        }
-        self.model = {s: known for s, known in model.items() if known}
-        self.left = list(self.model)
+        self.q, self.model = tables["q"], {}
+        for s, a, reward, after, terminal, time in tables["model"]:
+            outcome = Outcome(reward, int(after), bool(terminal), int(time))
+            self.model.setdefault(int(s), {})[int(a)] = outcome
+        self.left = sorted(self.model)
         self.time, self.read = state["time"], state["read"]
         for use, rng in self.rngs.items():
             rng.bit_generator.state = state["rngs"][use]
