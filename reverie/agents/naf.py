@@ -62,9 +62,8 @@ class Config:
     noise_scale: float = 0.3  # tuned by task from 0.1, 0.3, 1
 
     # Imagination (Alg. 2)
-    imagination: int = (
-        0  # l, steps of a rollout, and updates from imagination after each real one; 0 for none
-    )
+    imagination: int = 0  # l, steps of a rollout; 0 for none
+    imagined_updates: int = 5  # after each one from the replay
     rollouts: int = 5  # begun at each update; ours
     fit_episodes: int = 5  # the latest ones, that the model is fitted to
     fit_window: int = 5  # steps before and after each that its model is fitted to as well; ours
@@ -238,9 +237,8 @@ class NAF:
         c, generator, (states, times) = self.config, self.generators["learn"], self.starts
         pick = torch.randint(len(times), (c.rollouts,), generator=generator, device=self.device)
         obs, time = states[pick], times[pick]
-        spread = (
-            c.noise_scale * c.noise_sigma / (1 - (1 - c.noise_theta) ** 2) ** 0.5
-        )  # the process's, in the long run
+        # what the noise's process has in the long run
+        spread = c.noise_scale * c.noise_sigma / (1 - (1 - c.noise_theta) ** 2) ** 0.5
         for _ in range(c.imagination):
             mu = self.q(obs).mu
             noise = torch.randn(mu.shape, generator=generator, device=self.device)
@@ -272,9 +270,8 @@ class NAF:
         self.q_opt.load_state_dict(state["q_opt"])
         self.ring.load_state_dict(state["ring"])
         own = lambda tensor: tensor.to(self.device, copy=True)
-        self.local = (
-            None if state["local"] is None else Local(**{k: own(v) for k, v in state["local"].items()})
-        )
+        local = state["local"]
+        self.local = None if local is None else Local(**{name: own(part) for name, part in local.items()})
         self.starts = None if state["starts"] is None else (own(state["starts"][0]), own(state["starts"][1]))
         self.fitted, self.updates = state["fitted"], state["updates"]
         for use, generator in self.generators.items():
