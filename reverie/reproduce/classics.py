@@ -242,13 +242,13 @@ register(
             "laptop": Budget(
                 "laptop",
                 5,
-                _naf(2_000),
-                "Ten episodes of one small task whose starts are spread wide, which is hard on models that are "
+                _naf(4_000),
+                "Twenty episodes of one small task whose starts are spread wide, which is hard on models that are "
                 "linear around the latest episodes. Each arm with imagination does five imagined updates for each "
                 "real one; the control does as many from the replay.",
             ),
             "gpu": Budget(
-                "laptop", 10, _naf(2_000), "The laptop's sizes: small networks gain little on a GPU."
+                "laptop", 10, _naf(4_000), "The laptop's sizes: small networks gain little on a GPU."
             ),
             "paper": Budget(
                 "paper", 5, _naf(100_000, 5), "The paper's networks, rates and updates, on this task."
@@ -257,17 +257,17 @@ register(
         },
         comparisons=(
             Comparison(
-                f"{rollouts(5)} - {NONE}", Of(rollouts(5), mean_after(600)), Of(NONE, mean_after(600))
+                f"{rollouts(5)} - {NONE}", Of(rollouts(5), mean_after(1_000)), Of(NONE, mean_after(1_000))
             ),
             Comparison(
                 f"{rollouts(5)} - {rollouts(20)}",
-                Of(rollouts(5), mean_after(600)),
-                Of(rollouts(20), mean_after(600)),
+                Of(rollouts(5), mean_after(1_000)),
+                Of(rollouts(20), mean_after(1_000)),
             ),
             Comparison(
                 f"{rollouts(5)} - {SAME_UPDATES}",
-                Of(rollouts(5), mean_after(600)),
-                Of(SAME_UPDATES, mean_after(600)),
+                Of(rollouts(5), mean_after(1_000)),
+                Of(SAME_UPDATES, mean_after(1_000)),
                 counts=False,
             ),
         ),
@@ -275,7 +275,7 @@ register(
             Sweep(
                 "Length of rollouts",
                 "l",
-                mean_after(600),
+                mean_after(1_000),
                 (("none", NONE), *((str(length), rollouts(length)) for length in LENGTHS)),
             ),
         ),
@@ -305,11 +305,11 @@ register(
             "laptop": Budget(
                 "laptop",
                 5,
-                _mve(2_000),
-                "Ten episodes of one small task, small networks, one update a step.",
+                _mve(6_000),
+                "Thirty episodes of one small task, small networks, one update a step.",
             ),
             "gpu": Budget(
-                "laptop", 10, _mve(2_000), "The laptop's sizes: small networks gain little on a GPU."
+                "laptop", 10, _mve(6_000), "The laptop's sizes: small networks gain little on a GPU."
             ),
             "paper": Budget(
                 "paper",
@@ -322,14 +322,14 @@ register(
         comparisons=(
             Comparison(
                 f"{horizon(3)} - {horizon(0)}",
-                Of(horizon(3), mean_after(600)),
-                Of(horizon(0), mean_after(600)),
+                Of(horizon(3), mean_after(1_000)),
+                Of(horizon(0), mean_after(1_000)),
             ),
             *(
                 Comparison(
                     f"{horizon(h)} - {horizon(0)}",
-                    Of(horizon(h), mean_after(600)),
-                    Of(horizon(0), mean_after(600)),
+                    Of(horizon(h), mean_after(1_000)),
+                    Of(horizon(0), mean_after(1_000)),
                     counts=False,
                 )
                 for h in HORIZONS
@@ -340,7 +340,7 @@ register(
             Sweep(
                 "Horizon",
                 "H",
-                mean_after(600),
+                mean_after(1_000),
                 tuple((str(h), horizon(h)) for h in HORIZONS),
             ),
         ),
