@@ -228,23 +228,14 @@ class MVE:
         members = self.config.members
         obs = start.expand(members, *start.shape)
         action = self.act_slowly(obs)
-        seen, acted = [obs], [action]
-        rewards: list[Tensor] = []
-        conts: list[Tensor] = []
+        rows: tuple[list[Tensor], ...] = ([obs], [action], [], [])
         for _ in range(self.config.horizon):
             told = self.dynamics.imagine(obs, action)
             obs, action = told.obs, self.act_slowly(told.obs)
-            for column, part in zip(
-                (seen, acted, rewards, conts), (obs, action, told.reward, told.cont), strict=True
-            ):
+            for column, part in zip(rows, (obs, action, told.reward, told.cont), strict=True):
                 column.append(part)
         nothing = start.new_zeros(0, members, len(start))
-        return Dream(
-            torch.stack(seen),
-            torch.stack(acted),
-            torch.stack(rewards) if rewards else nothing,
-            torch.stack(conts) if conts else nothing,
-        )
+        return Dream(*(torch.stack(column) if column else nothing for column in rows))
 
     def act_slowly(self, obs: Tensor) -> Tensor:
         """The target actor's actions "M N A"."""
