@@ -126,3 +126,9 @@ def test_the_stages_of_world_models_are_forecast(capsys):
     told = capsys.readouterr().out
     for stage in ("collect", "V ", "M ", "2 generations of 4 x 2 rollouts in the env"):
         assert stage in told
+
+
+def test_rollouts_of_many_environments_are_forecast(capsys):
+    assert doctor.examine("a2c", "CartPole-v1", ("debug",), False) == 0
+    told = capsys.readouterr().out
+    assert "4 sequences of 6" in told and "for 1,200 env steps, without evaluations" in told

@@ -200,6 +200,7 @@ def test_eval_can_be_the_likeliest_action(small):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # a busy machine is not a fault
 def test_learns_cartpole(tmp_path):
     """200,000 env steps with 16 environments: about 500 a return is the most there is, chance is about 20."""
     run = reverie.train("a2c", "CartPole-v1", "laptop", tmp_path / "run", seed=0, threads=1, eval_every=0)
