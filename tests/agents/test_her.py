@@ -309,6 +309,7 @@ def test_a_short_run(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_bits_are_flipped_with_hindsight_and_not_without(seed, tmp_path):
     """15 bits: a random policy hits the goal once in about 2,000 episodes."""

@@ -300,6 +300,7 @@ def test_what_can_not_be_used_is_one_sentence(name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @EVERY
 @pytest.mark.parametrize("seed", [0, 1])
 def test_learns_to_swing_up(name, seed, tmp_path):

@@ -385,6 +385,7 @@ def test_a_short_run(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_learns_to_reach_places(seed, tmp_path):
     """The point mass, 4,000 env steps: one seed of the sheet's ended 0.007 away, dense DDPG's 0.069; untrained 0.85."""
