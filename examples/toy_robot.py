@@ -1,6 +1,6 @@
 """A robot of your own: a cart on a rail, to be brought to the middle. It learns with
 
-    reverie robot dreamer_v1 --robot examples/toy_robot.py:Cart --preset laptop --run runs/cart
+    reverie robot sac --robot examples/toy_robot.py:Cart --preset laptop --steps 4000 --prefill 400 --sync-every 5
 
 The cart here is a few lines of arithmetic. On yours, ``sense`` reads the sensors and ``send`` writes to the
 motors; nothing else changes.

@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from reverie.cli import main
 from reverie.data.replay import Replay
+from reverie.reproduce.runs import read_metrics
 
 TOY = Path(__file__).parents[1] / "examples" / "toy_robot.py"
 
@@ -53,3 +55,12 @@ def test_agents_with_a_loop_of_their_own_are_refused(tmp_path, capsys) -> None:
     ]
     assert main(command) == 2
     assert "beside a robot" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_toy_robot_is_brought_to_the_middle(tmp_path) -> None:
+    settings = ["--steps", "4000", "--prefill", "400", "--sync-every", "5", "--log-every", "400"]
+    command = ["robot", "sac", "--robot", f"{TOY}:Cart", "--preset", "laptop", "--virtual-update", "50"]
+    assert main([*command, *settings, "--run", str(tmp_path / "cart")]) == 0
+    lines = read_metrics(tmp_path / "cart" / "robot")
+    assert lines[-1]["episode/return"] > 80  # of 100; 38 at random
