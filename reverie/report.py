@@ -164,8 +164,8 @@ def _videos(folder: Path) -> str:
     acts = [path for path in videos if any(word in path.name for word in ("episode", "eval"))]
     dreams = [path for path in videos if path not in acts]
     told = (
-        "Rows from above: what happened, what the model says, the error around grey. The bar turns orange "
-        "where the model stops looking."
+        "Rows from above: what happened, where there are four what the model makes of it when it is shown, what it "
+        "says, the error around grey. The bar turns orange where the model stops looking."
     )
     errors = folder / "videos" / "prediction_error.png"
     foresight = ""
