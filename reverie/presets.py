@@ -489,10 +489,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             discount=0.95,
             entropy_scale=0.02,
             model_lr=2e-3,
-            model_lr_end=5e-4,
-            model_lr_updates=2_000,
             actor_lr=8e-5,
             critic_lr=3e-4,
+            decay_after=1_750,
+            decay_updates=600,
         ),
         # Over laptop, for the suite's tasks of 1,000 env steps: PlaNet's repeat for the cart-pole, a longer sight, a
         # cheaper KL so that more of the picture is kept, and an actor that starts near zero: else it learns to push
@@ -507,7 +507,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             discount=0.97,
             init_std=1.0,
             mean_scale=2.0,
-            model_lr_updates=12_000,
+            decay_after=9_000,
+            decay_updates=4_000,
             actor_lr=2e-4,
         ),
         "debug": dict(**DEBUG, horizon=3),

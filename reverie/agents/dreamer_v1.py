@@ -99,10 +99,11 @@ class Config:
 
     # Optimisers (App. A)
     model_lr: float = 6e-4
-    model_lr_end: float = 6e-4  # reached from model_lr in a straight line
-    model_lr_updates: int = 0  # over so many updates; 0: model_lr stays as it is, as in the paper. Ours
     actor_lr: float = 8e-5
     critic_lr: float = 8e-5
+    decay_after: int = 0  # updates with these three rates; then they fall in a straight line. Ours
+    decay_updates: int = 0  # over so many updates; 0: they never fall, as in the paper
+    decay_to: float = 0.1  # to this share of themselves
     adam_eps: float = 1e-7
     clip: float = 100.0  # global norm, each optimiser for itself
 
@@ -253,8 +254,11 @@ class DreamerV1:
         post, prior = self.rssm.observe(embed, batch.prev_action, batch.is_first, generator)
         feat = self.rssm.feat(post)
         losses, metrics = model_loss(self, feat, post, prior, obs, batch)
-        if c.model_lr_updates:
-            self.model_opt.lr = linear(c.model_lr, c.model_lr_end, c.model_lr_updates)(self.updates)
+        if c.decay_updates:
+            share = linear(1.0, c.decay_to, c.decay_updates)(self.updates - c.decay_after)
+            self.model_opt.lr, self.actor_opt.lr, self.critic_opt.lr = (
+                share * lr for lr in (c.model_lr, c.actor_lr, c.critic_lr)
+            )
         model = self.model_opt.gradient(torch.stack([*losses.values()]).sum())
 
         if self.updates < c.pretrain:

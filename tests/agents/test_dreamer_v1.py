@@ -554,16 +554,14 @@ def test_the_wish_for_entropy_is_the_actors_alone(dreamer, small, monkeypatch, a
     assert loss[0.1] < 0 or action == "continuous"  # minus the entropy, >= 0 if discrete
 
 
-def test_the_models_rate_goes_down_in_a_straight_line_if_asked(dreamer, small):
-    steady = dreamer(model_lr=1e-3)
-    falling = dreamer(model_lr=1e-3, model_lr_end=2e-4, model_lr_updates=2)
-    rates = {agent: [] for agent in (steady, falling)}
-    for agent, seen in rates.items():
-        for _ in range(4):
+def test_all_three_rates_hold_and_then_fall_in_a_straight_line_if_asked(dreamer, small):
+    own = dict(model_lr=1e-3, actor_lr=2e-3, critic_lr=4e-3)
+    steady, falling = dreamer(**own), dreamer(**own, decay_after=1, decay_updates=2, decay_to=0.2)
+    for agent, shares in ((steady, [1, 1, 1, 1, 1]), (falling, [1, 1, 0.6, 0.2, 0.2])):
+        for share in shares:
             agent.update(small.batch())
-            seen.append(agent.model_opt.lr)
-    assert rates[steady] == [1e-3] * 4
-    assert rates[falling] == pytest.approx([1e-3, 6e-4, 2e-4, 2e-4])
+            rates = [opt.lr for opt in (agent.model_opt, agent.actor_opt, agent.critic_opt)]
+            assert rates == pytest.approx([share * rate for rate in own.values()])
 
 
 @pytest.mark.parametrize("head", ["reward", "critic"])
