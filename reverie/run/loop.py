@@ -5,18 +5,22 @@ What falls due when is told by counts alone, never by the clock, and all that a 
 never stopped.
 """
 
+import math
 import os
 import signal
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from reverie import checkpoint
-from reverie.logger import Logger, Progress
+from reverie.logger import Logger, Progress, duration, plural
+from reverie.run.evaluate import Evaluation, Interrupted, evaluate
 from reverie.types import Agent, NotFinite, ReverieError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -48,8 +52,15 @@ class RunConfig:
             at_least(self, name, least.get(name, 0))
 
 
+Show = Callable[[Any, Evaluation], None]  # called by a loop, with itself
+
+
+def nothing(loop: Any, result: Evaluation) -> None: ...
+
+
 class Loop(ABC):
-    """One run of ``agent`` in ``folder``. ``more`` is the setting that makes a finished run go on."""
+    """One run of ``agent`` in ``folder``. ``show`` is called with each evaluation, before it counts as done.
+    ``more`` is the setting that makes a finished run go on."""
 
     more = "--steps"
 
@@ -64,10 +75,11 @@ class Loop(ABC):
         folder: Path,
         logger: Logger,
         progress: Progress,
+        show: Show = nothing,
     ):
         self.agent, self.envs, self.eval_envs, self.replay = agent, envs, eval_envs, replay
         self.config, self.run, self.folder, self.logger = config, run, folder, logger
-        self.progress, self.stopping = progress, False
+        self.progress, self.show, self.stopping = progress, show, False
         # Clocks. Nothing that is learned depends on them.
         self.seconds = 0.0  # of earlier sittings
         self.sat_down = self.saved_at = time.monotonic()
@@ -108,6 +120,10 @@ class Loop(ABC):
     @abstractmethod
     def tell(self) -> None:
         """Show the line of progress, if it is time to."""
+
+    @abstractmethod
+    def log(self, **now: Any) -> None:
+        """Write a line: the averages since the last one, and the numbers of ``now``."""
 
     @abstractmethod
     def asked(self) -> str:
@@ -162,6 +178,19 @@ class Loop(ABC):
         # A print may be what was interrupted, and can not be entered twice.
         os.write(2, b"\nStopping: saving first (Ctrl-C again to leave at once).\n")
 
+    def evaluation(self, episodes: int) -> Evaluation | None:
+        """Whole episodes without noise, shown. None if they were left in the middle: then it was never begun."""
+        if self.logger.sums:
+            self.log()
+        before = self.agent.state_dict()
+        try:
+            result = evaluate(self.agent, self.eval_envs, episodes, stop=lambda: self.stopping)
+            self.show(self, result)
+        except Interrupted:
+            self.agent.load_state_dict(before)
+            return None
+        return result
+
     def checkpoint_due(self) -> bool:
         """By the clock, but never for more than a twentieth of it."""
         waited = time.monotonic() - self.saved_at
@@ -182,6 +211,170 @@ class Loop(ABC):
     def elapsed(self) -> float:
         """Seconds of wall-clock, over all sittings."""
         return self.seconds + time.monotonic() - self.sat_down
+
+
+class ByEnvSteps(Loop):
+    """A loop that goes on for ``config.steps`` env steps: by their count it evaluates, logs and tells how far it is.
+
+    ``env`` is the name of the environment: what is joined by + is told apart in evaluations.
+    """
+
+    KINDS: tuple[str, ...]  # of moves; what is left to do is estimated from what each kind took so far
+    COUNTS: tuple[str, ...]  # attributes that are saved as they are
+
+    def __init__(
+        self,
+        agent: Agent,
+        envs: Any,
+        eval_envs: Any,
+        replay: Any,
+        config: Any,
+        run: RunConfig,
+        folder: Path,
+        logger: Logger,
+        show: Show = nothing,
+        env: str = "",
+    ):
+        bar = Progress(config.steps)
+        super().__init__(agent, envs, eval_envs, replay, config, run, folder, logger, bar, show)
+        self.env = env
+        self.updates = self.episodes = 0  # done; finished
+        self.evaluated = self.logged = 0  # env steps when it was last done
+        self.scores: list[float] = []  # returns of the latest episodes
+        self.last_eval: Evaluation | None = None
+        # Clocks. Nothing that is learned depends on them.
+        self.saved_rows = 0
+        self.spent = dict.fromkeys(self.KINDS, 0.0)  # seconds, by kind of move
+        self.counted = dict.fromkeys(self.KINDS, 0)  # env steps, updates, evaluations
+
+    @property
+    @abstractmethod
+    def env_steps(self) -> int:
+        """Taken so far, in all environments."""
+
+    @property
+    def at_end(self) -> bool:
+        return self.env_steps >= self.config.steps
+
+    @staticmethod
+    def reached(config: Any, evaluation: Mapping[str, Any]) -> bool:
+        return evaluation.get("env_steps", 0) >= config.steps
+
+    def counts(self) -> dict[str, int]:
+        return {"env_steps": self.env_steps, "updates": self.updates}
+
+    @property
+    def place(self) -> int:
+        return self.env_steps
+
+    def ended(self, score: float, length: int) -> None:
+        """Count an episode that has ended."""
+        self.episodes += 1
+        self.scores = [*self.scores[-99:], score]
+        self.logger.add({"episode/return": score, "episode/length": length})
+
+    # Evaluating and logging
+
+    def evaluation_due(self) -> bool:
+        every = self.run.eval_every
+        return (self.at_end and self.evaluated != self.env_steps) or bool(
+            every and self.env_steps // every > self.evaluated // every
+        )
+
+    def evaluate(self) -> int:
+        """One evaluation; 1 if it was finished."""
+        self.progress.now(self.env_steps, self.updates, "evaluating")
+        result = self.evaluation(self.run.eval_episodes)
+        if result is None:
+            return 0
+        self.last_eval, self.evaluated = result, self.env_steps
+        ends = {"distance": result.distances, "last_reward": result.last_rewards}  # of goal environments
+        self.log(
+            **{"eval/return": result.mean, "eval/std": result.std, "eval/length": np.mean(result.lengths)},
+            **{f"eval/{name}": np.mean(values) for name, values in ends.items() if values},
+            **{f"eval/return/{task}": part.mean for task, part in result.by_task(self.env).items()},
+        )
+        self.progress.say(
+            f"{self.env_steps:>11,} env steps {self.updates:>9,} updates {duration(self.elapsed):>8}   "
+            f"evaluation {result.mean:.2f} ± {result.std:.2f} over {plural(len(result.returns), 'episode')}"
+        )
+        return 1
+
+    def log_due(self) -> bool:
+        return self.env_steps // self.run.log_every > self.logged // self.run.log_every
+
+    def log(self, **now: Any) -> None:
+        self.logger.write(
+            self.env_steps,
+            self.place,
+            updates=self.updates,
+            seconds=round(self.elapsed, 3),
+            episodes=self.episodes,
+            **{name: float(value) for name, value in now.items()},
+        )
+        self.logged = self.env_steps
+
+    # Telling
+
+    def asked(self) -> str:
+        return f"{self.config.steps:,} env steps"
+
+    def about(self) -> str:
+        return f"{plural(self.env_steps, 'env step')} and {plural(self.updates, 'update')}"
+
+    @abstractmethod
+    def to_do(self) -> dict[str, int]:
+        """What is left of each kind of move, in the unit it is counted in."""
+
+    def left(self) -> float | None:
+        """Seconds to go, as what is left of each kind of move costs what it did so far; None: not known yet."""
+        seconds = 0.0
+        for kind, n in self.to_do().items():
+            if self.counted[kind]:
+                seconds += n * self.spent[kind] / self.counted[kind]
+            elif n and kind != "evaluate":
+                return None
+        return seconds
+
+    def evaluations_left(self) -> int:
+        every = self.run.eval_every
+        return 1 + (self.config.steps // every - self.env_steps // every if every else 0)
+
+    # Stopping and going on
+
+    def checkpoint_due(self) -> bool:
+        """By the clock, or when the replay's slack is half used up."""
+        rows, slack = max(self.replay.counts) - self.saved_rows, self.replay.slack or math.inf
+        return super().checkpoint_due() or rows > slack / 2
+
+    def flush(self) -> None:
+        self.replay.flush()
+        self.saved_rows = max(self.replay.counts)
+
+    def state_dict(self) -> dict[str, Any]:
+        last = self.last_eval
+        return {
+            "agent": self.agent.state_dict(),
+            "replay": self.replay.state_dict(),
+            "logger": self.logger.state_dict(),
+            "last_eval": None
+            if last is None
+            else {"returns": last.returns, "lengths": last.lengths, "seeds": last.seeds},
+            **{name: getattr(self, name) for name in self.COUNTS},
+            "clock": {"seconds": self.elapsed, "spent": self.spent, "counted": self.counted},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.agent.load_state_dict(state["agent"])
+        self.replay.load_state_dict(state["replay"])
+        self.logger.load_state_dict(state["logger"])
+        self.last_eval = None if state["last_eval"] is None else Evaluation(**state["last_eval"])
+        for name in self.COUNTS:
+            setattr(self, name, state[name])
+        clock = state["clock"]
+        self.seconds, self.sat_down = clock["seconds"], time.monotonic()
+        self.spent, self.counted = dict(clock["spent"]), dict(clock["counted"])
+        self.saved_rows = max(self.replay.counts)
 
 
 def at_least(config: Any, name: str, least: int) -> None:

@@ -18,7 +18,6 @@ episode's seed and the actions taken in it. Environments that are stepped as one
 instead. One that does neither faithfully begins a new episode, with a warning.
 """
 
-import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
@@ -29,21 +28,20 @@ import numpy as np
 import torch
 
 from reverie.data.replay import Replay
-from reverie.logger import Logger, Progress, duration, plural
+from reverie.logger import Logger, duration, plural
 from reverie.run.driver import FLAGS, like, row_of
-from reverie.run.evaluate import Evaluation, Interrupted, evaluate
-from reverie.run.loop import Loop, RunConfig, at_least
+from reverie.run.loop import ByEnvSteps, RunConfig, Show, at_least, nothing
 from reverie.types import Batch, Carry, ReverieError, Step
 
-KINDS = ("act", "model", "evaluate")
 
-
-class OnPolicy(Loop):
+class OnPolicy(ByEnvSteps):
     """One run. Of ``config``, the agent's, the loop reads steps, actors and length, and of an agent with a model
-    model_steps, model_updates and model_batch; ``replay`` holds the rows its model learns from. ``show`` is called
-    with each evaluation, before it counts as done. ``given`` puts a model in the place of the one that would be
-    learned, when the run begins."""
+    model_steps, model_updates and model_batch; ``replay`` holds the rows its model learns from. ``given`` puts a model
+    in the place of the one that would be learned, when the run begins."""
 
+    KINDS = ("act", "model", "evaluate")
+    COUNTS = ("env_steps", "updates", "episodes", "model_updates", "evaluated", "logged", "scores")
+    env_steps = 0
     agent: Any  # an Agent whose ``update`` also takes what ``act`` left behind
 
     def __init__(
@@ -56,26 +54,18 @@ class OnPolicy(Loop):
         run: RunConfig,
         folder: Path,
         logger: Logger,
-        show: Callable[["OnPolicy", Evaluation], None] = lambda loop, result: None,
+        show: Show = nothing,
         env: str = "",
         given: Callable[["OnPolicy"], None] | None = None,
     ):
-        super().__init__(agent, envs, eval_envs, replay, config, run, folder, logger, Progress(config.steps))
-        self.show, self.env, self.given = show, env, given
+        super().__init__(agent, envs, eval_envs, replay, config, run, folder, logger, show, env)
+        self.given = given
         n = envs.n
         self.rows: Step | None = None  # the newest, not acted at yet
         self.carry: Carry = agent.initial(n)
         self.history = History(n)
-        self.env_steps = self.updates = self.episodes = 0
         self.model_updates = 0
         self.score, self.length = np.zeros(n, np.float64), np.zeros(n, np.int64)
-        self.evaluated = self.logged = 0  # env steps when it was last done
-        self.scores: list[float] = []  # returns of the latest episodes
-        self.last_eval: Evaluation | None = None
-        # Clocks. Nothing that is learned depends on them.
-        self.saved_rows = 0
-        self.spent = dict.fromkeys(KINDS, 0.0)
-        self.counted = dict.fromkeys(KINDS, 0)  # env steps, updates of the model, evaluations
 
     # Where it is
 
@@ -91,11 +81,7 @@ class OnPolicy(Loop):
 
     @property
     def at_end(self) -> bool:
-        return self.env_steps >= self.config.steps and self.stage == "agent"
-
-    @staticmethod
-    def reached(config: Any, evaluation: Mapping[str, Any]) -> bool:
-        return evaluation.get("env_steps", 0) >= config.steps
+        return super().at_end and self.stage == "agent"
 
     @staticmethod
     def check(config: Any, run: RunConfig) -> None:
@@ -112,9 +98,6 @@ class OnPolicy(Loop):
         if getattr(config, "model_updates", 0) and not config.model_steps:
             raise ReverieError("--model-updates need --model-steps of data to learn from")
 
-    def counts(self) -> dict[str, int]:
-        return {"env_steps": self.env_steps, "updates": self.updates}
-
     @property
     def place(self) -> int:
         return self.env_steps + self.model_updates
@@ -127,19 +110,13 @@ class OnPolicy(Loop):
             kind, n = "model", self.model()
         elif self.evaluation_due():
             kind, n = "evaluate", self.evaluate()
-        elif self.env_steps // self.run.log_every > self.logged // self.run.log_every:
+        elif self.log_due():
             self.log()
             return
         else:
             kind, n = "act", self.rollout()
         self.spent[kind] += time.perf_counter() - begin
         self.counted[kind] += n
-
-    def evaluation_due(self) -> bool:
-        every = self.run.eval_every
-        return (self.at_end and self.evaluated != self.env_steps) or bool(
-            every and self.env_steps // every > self.evaluated // every
-        )
 
     def rollout(self) -> int:
         """``length`` rows in every stream and one update from them; the env steps it took."""
@@ -174,9 +151,7 @@ class OnPolicy(Loop):
         self.score = np.where(row.is_first, 0.0, self.score) + row.reward
         self.length = np.where(row.is_first, 0, self.length + 1)
         for i in np.flatnonzero(row.is_last):
-            self.episodes += 1
-            self.scores = [*self.scores[-99:], float(self.score[i])]
-            self.logger.add({"episode/return": self.score[i], "episode/length": self.length[i]})
+            self.ended(float(self.score[i]), int(self.length[i]))
 
     def model(self) -> int:
         """One update of the agent's model from what was recorded."""
@@ -200,28 +175,6 @@ class OnPolicy(Loop):
         self.env_steps, self.model_updates = self.config.model_steps, self.config.model_updates
         self.evaluated = self.logged = self.env_steps
 
-    def evaluate(self) -> int:
-        """Whole episodes; 1 if they were finished. Left in the middle, it was never begun."""
-        if self.logger.sums:
-            self.log()
-        before = self.agent.state_dict()
-        self.progress.now(self.env_steps, self.updates, "evaluating")
-        try:
-            result = evaluate(self.agent, self.eval_envs, self.run.eval_episodes, stop=lambda: self.stopping)
-            self.show(self, result)
-        except Interrupted:
-            self.agent.load_state_dict(before)
-            return 0
-        self.last_eval, self.evaluated = result, self.env_steps
-        apart = {f"eval/return/{task}": part.mean for task, part in result.by_task(self.env).items()}
-        told = {"eval/return": result.mean, "eval/std": result.std, "eval/length": np.mean(result.lengths)}
-        self.log(**told, **apart)
-        self.progress.say(
-            f"{self.env_steps:>11,} env steps {self.updates:>9,} updates {duration(self.elapsed):>8}   "
-            f"evaluation {result.mean:.2f} ± {result.std:.2f} over {plural(len(result.returns), 'episode')}"
-        )
-        return 1
-
     # Telling
 
     def tell(self) -> None:
@@ -232,58 +185,20 @@ class OnPolicy(Loop):
         score = float(np.mean(self.scores)) if self.scores else None
         self.progress(self.env_steps, self.updates, score, self.left())
 
-    def asked(self) -> str:
-        return f"{self.config.steps:,} env steps"
-
-    def about(self) -> str:
-        return f"{plural(self.env_steps, 'env step')} and {plural(self.updates, 'update')}"
-
-    def left(self) -> float | None:
-        """Seconds to go, as what is left of each kind of move costs what it did so far; None: not known yet."""
-        every, steps = self.run.eval_every, self.config.steps
-        to_do = {
-            "act": max(steps - self.env_steps, 0),
+    def to_do(self) -> dict[str, int]:
+        return {
+            "act": max(self.config.steps - self.env_steps, 0),
             "model": getattr(self.config, "model_updates", 0) - self.model_updates,
-            "evaluate": 1 + (steps // every - self.env_steps // every if every else 0),
+            "evaluate": self.evaluations_left(),
         }
-        seconds = 0.0
-        for kind, n in to_do.items():
-            if self.counted[kind]:
-                seconds += n * self.spent[kind] / self.counted[kind]
-            elif n and kind != "evaluate":
-                return None
-        return seconds
-
-    def log(self, **now: Any) -> None:
-        self.logger.write(
-            self.env_steps,
-            self.place,
-            updates=self.updates,
-            seconds=round(self.elapsed, 3),
-            episodes=self.episodes,
-            **{name: float(value) for name, value in now.items()},
-        )
-        self.logged = self.env_steps
 
     # Stopping and going on
 
-    def checkpoint_due(self) -> bool:
-        """By the clock; while rows are recorded, also when the replay's slack is half used up."""
-        used = max(self.replay.counts) - self.saved_rows
-        return super().checkpoint_due() or used > (self.replay.slack or math.inf) / 2
-
-    def flush(self) -> None:
-        self.replay.flush()
-        self.saved_rows = max(self.replay.counts)
-
     def state_dict(self) -> dict[str, Any]:
-        last, rows = self.last_eval, self.rows
-        own = getattr(self.envs, "state_dict", None)
+        rows, own = self.rows, getattr(self.envs, "state_dict", None)
         return {
-            "agent": self.agent.state_dict(),
+            **super().state_dict(),
             "carry": self.carry,
-            "replay": self.replay.state_dict(),
-            "logger": self.logger.state_dict(),
             "rows": None
             if rows is None
             else {**rows.obs, **{f"/{name}": getattr(rows, name) for name in FLAGS}},
@@ -292,26 +207,12 @@ class OnPolicy(Loop):
             "history": self.history.state_dict(),
             "score": self.score,
             "length": self.length,
-            "last_eval": None
-            if last is None
-            else {"returns": last.returns, "lengths": last.lengths, "seeds": last.seeds},
-            **{name: getattr(self, name) for name in COUNTS},
-            "clock": {"seconds": self.elapsed, "spent": self.spent, "counted": self.counted},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.agent.load_state_dict(state["agent"])
-        self.replay.load_state_dict(state["replay"])
-        self.logger.load_state_dict(state["logger"])
+        super().load_state_dict(state)
         self.history.load_state_dict(state["history"])
         self.score, self.length = np.array(state["score"]), np.array(state["length"])
-        self.last_eval = None if state["last_eval"] is None else Evaluation(**state["last_eval"])
-        for name in COUNTS:
-            setattr(self, name, state[name])
-        clock = state["clock"]
-        self.seconds, self.sat_down = clock["seconds"], time.monotonic()
-        self.spent, self.counted = dict(clock["spent"]), dict(clock["counted"])
-        self.saved_rows = max(self.replay.counts)
         self.carry = like(self.carry, state["carry"])
         kept = state["rows"]
         self.rows = None
@@ -356,9 +257,6 @@ class OnPolicy(Loop):
         self.logger.begin()
         if self.given is not None:
             self.given(self)
-
-
-COUNTS = ("env_steps", "updates", "episodes", "model_updates", "evaluated", "logged", "scores")
 
 
 class History:

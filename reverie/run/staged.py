@@ -29,8 +29,8 @@ from reverie.data.replay import Replay
 from reverie.dream import rollouts
 from reverie.logger import Logger, Progress, duration, plural
 from reverie.run.driver import Driver
-from reverie.run.evaluate import Evaluation, Interrupted, evaluate
-from reverie.run.loop import Loop, RunConfig, at_least
+from reverie.run.evaluate import Interrupted
+from reverie.run.loop import Loop, RunConfig, Show, at_least, nothing
 from reverie.run.population import Job, Journal, Population, Result
 from reverie.types import Metrics, ReverieError
 
@@ -40,14 +40,12 @@ AT_LEAST_1 = (
     *("starts", "dream_steps", "quick_episodes", "final_episodes"),
 )
 ENCODE = 500  # pictures encoded in one move
-Show = Callable[["Staged", Evaluation], None]
 
 
 class Staged(Loop):
     """One run. ``envs`` collect into ``replay``; ``eval_envs`` are the task itself; ``population`` plays a
-    generation in the environment, and is called for the first time when one has to. ``show`` is called with each
-    evaluation, before it counts as done. ``given`` puts something in the place of what would be collected or
-    learned, when the run begins."""
+    generation in the environment, and is called for the first time when one has to. ``given`` puts something in the
+    place of what would be collected or learned, when the run begins."""
 
     more = "--generations"
     agent: WorldModels
@@ -63,11 +61,11 @@ class Staged(Loop):
         folder: Path,
         logger: Logger,
         population: Callable[[], Population],
-        show: Show = lambda staged, result: None,
+        show: Show = nothing,
         given: Callable[["Staged"], None] | None = None,
     ):
-        super().__init__(agent, envs, eval_envs, replay, config, run, folder, logger, Progress(0))
-        self.show, self.make_population = show, population
+        super().__init__(agent, envs, eval_envs, replay, config, run, folder, logger, Progress(0), show)
+        self.make_population = population
         self.population: Population | None = None
         self.journal = Journal(folder / "generation.jsonl")
         self.driver = Driver(agent, envs, replay, 0, run.seed)
@@ -340,12 +338,8 @@ class Staged(Loop):
         """Real episodes of the mean; 1 if they were finished. Left in the middle, it was never begun."""
         c = self.config
         episodes = c.final_episodes if self.at_end else c.quick_episodes
-        before = self.agent.state_dict()
-        try:
-            result = evaluate(self.agent, self.eval_envs, episodes, stop=lambda: self.stopping)
-            self.show(self, result)
-        except Interrupted:
-            self.agent.load_state_dict(before)
+        result = self.evaluation(episodes)
+        if result is None:
             return 0
         self.evaluated = self.generation
         dreamt = self.dreamt(episodes) if c.evolve_in == "dream" else {}

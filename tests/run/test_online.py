@@ -1,12 +1,17 @@
 """The loop: a run that was interrupted anywhere is, bit for bit, the run that was not."""
 
 from functools import partial
+from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from reverie.agents import dreamer_v1
 from reverie.envs import SerialEnvs, make_env
+from reverie.envs.base import Env, after, first
 from reverie.run.evaluate import Evaluation, evaluate
+from reverie.types import ActionSpace, Space
 
 
 def whole(toys, folder, **options):
@@ -85,6 +90,55 @@ def test_updates_evaluations_and_lines_fall_due_by_counts(toys, tmp_path):
     assert all({"env_steps", "updates", "episodes"} <= set(line) for line in lines)
     assert lines[-1]["updates"] == 13 and "loss/toy" not in lines[-1]
     sitting.close()
+
+
+class LongRows(Env):
+    """Five hundred env steps a row, so that a million of them pass in seconds."""
+
+    obs_space, act_space = {"vector": Space((1,))}, ActionSpace(1)
+    t = 0
+
+    def reset(self, seed):
+        self.t = 0
+        return first({"vector": np.zeros(1, np.float32)})
+
+    def step(self, action):
+        self.t += 1
+        row = after({"vector": np.zeros(1, np.float32)}, 0.0, False, self.t == 10)
+        row.env_steps = np.array(500)
+        return row
+
+    def render(self):
+        return np.zeros((8, 8, 3), np.uint8)
+
+
+def test_dreamers_schedule_makes_99600_updates_by_a_million_env_steps(toys, tmp_path):
+    """Of its paper's Config: 100 updates at 5,000 env steps, and at every 1,000 after."""
+
+    class Idle(toys.Toy):
+        """Draws nothing, learns nothing."""
+
+        def act(self, obs, carry, mode):
+            return np.zeros((len(obs["is_first"]), 1), np.float32), carry
+
+        def sample(self, replay, rng):
+            return SimpleNamespace(rows=None)
+
+        def update(self, batch):
+            return {}
+
+    config = dreamer_v1.Config(steps=1_000_000)
+    options = dict(factory=LongRows, agent=Idle(), disk=False, eval_every=0, log_every=10**6)
+    online = toys.Sitting(tmp_path, config=config, **options).go_on().online
+    bursts: dict[int, int] = {}  # env steps: updates
+    while not online.done:
+        before = online.updates
+        online.move()
+        if online.updates > before:
+            bursts[online.env_steps] = bursts.get(online.env_steps, 0) + 1
+    assert online.env_steps == 1_000_000 and online.updates == 99_600
+    assert min(bursts) == 5_000 and {b - a for a, b in pairwise(bursts)} == {1_000}
+    assert set(bursts.values()) == {100}
 
 
 def test_a_finished_run_has_nothing_to_do_and_more_steps_go_on(toys, tmp_path):
