@@ -309,9 +309,10 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             units_lstm=64,
             rollout_units=64,
         ),
-        # Over laptop. Controls of Sec. 4: a model that says nothing, one without rewards, one that is poor; and acting
-        # by what the futures add up to.
+        # Over laptop. Controls of Sec. 4: a model that says nothing, the world's own rules, one without rewards, one
+        # that is poor; and acting by what the futures add up to.
         "copy": dict(model="copy", model_steps=0, random_steps=0, model_updates=0),
+        "simulator": dict(model="simulator", model_steps=0, random_steps=0, model_updates=0),
         "no_rewards": dict(rewards=False),
         "poor": dict(model_channels=6, model_updates=600),
         "search": dict(search=True),

@@ -41,7 +41,9 @@ searched them. Padding SAME, as in the co-author's notebook. The action reaches 
 which is what a one-hot broadcast over all pixels comes to (but for the picture's border), and its reward head reads
 pooled features. ``frames="cells"`` is ours: planes of which one is set in each cell, predicted as one choice per cell.
 What ``act`` imagined is given back to ``update``: as constants, the futures need not be imagined again. Rollouts go
-on after an imagined end; the model predicts none.
+on after an imagined end; the model predicts none. ``model="simulator"`` puts the world's own rules in its place
+(``--preset laptop simulator``; Sokoban's picture shows all they need): an upper bound, and not the paper's agent. With
+them a future stays where it ends.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +57,7 @@ from torch import Tensor, nn
 
 from reverie.data.replay import Replay
 from reverie.dists import Bernoulli, OneHot, UnitNormal
+from reverie.envs.base import Rules
 from reverie.imagine import open_loop
 from reverie.nets import LSTM, Convs, GridConv, Linear
 from reverie.ops.returns import n_step_returns
@@ -77,7 +80,9 @@ class Config:
 
     # Environment model (Sec. 3.2, App. B)
     frames: Literal["pixels", "cells"] = "pixels"  # a Bernoulli for every pixel, or one choice for every cell
-    model: Literal["learned", "copy"] = "learned"  # copy: the frame as it is, no reward (Sec. 4.3)
+    # copy: the frame as it is, no reward (Sec. 4.3). simulator: the world's own rules, where its picture shows all
+    # they go by; no agent has them in earnest, so this is the most that a better model could bring.
+    model: Literal["learned", "copy", "simulator"] = "learned"
     model_steps: int = 100_000_000  # env steps its data take (Sec. 4.1: fewer than that)
     random_steps: int = 10_000_000  # of them by a random policy; the others by a learning model-free agent
     model_updates: int = 400_000
@@ -275,7 +280,7 @@ class Search(nn.Module):
         G_a = r_1 + gamma r_2 + .. + gamma^H V(o_H)         pi(a) ~ exp(G_a / delta)
 
     The paper prints exp(-G / delta), which prefers the worst future. The temperature delta is learned; G is a
-    constant to the policy's gradient.
+    constant to the policy's gradient. ``over`` "n A" says which futures have ended, where that is known: V is 0.
     """
 
     def __init__(self, shape: tuple[int, ...], actions: int, config: Config):
@@ -284,19 +289,24 @@ class Search(nn.Module):
         self.critic = ModelFree(shape, config, config.units, 1)
         self.log_delta = nn.Parameter(torch.zeros(()))
 
-    def forward(self, frame: Tensor, future: Tensor, reward: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, frame: Tensor, future: Tensor, reward: Tensor, over: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         n, actions, horizon = reward.shape
         gamma = self.discount ** torch.arange(horizon, device=reward.device)
         with torch.no_grad():
             last = self.critic(future[:, :, -1].flatten(0, 1)).view(n, actions)
+            last = last if over is None else last.masked_fill(over, 0.0)
             worth = (reward * gamma).sum(-1) + self.discount**horizon * last
         return worth * torch.exp(-self.log_delta), self.critic(frame)[:, 0]
 
 
 class I2A:
     """The agent. Four optimisers own, in turn, the model, the agent that gathers its data, what reads the futures,
-    and the rollout policy. Takes one picture, and one choice among several actions."""
+    and the rollout policy. Takes one picture, and one choice among several actions. ``rules``: how the environment
+    goes on, given by whoever made it, for a ``model`` that is the simulator."""
 
+    rules: Rules | None = None
     loop: ClassVar[str] = "on_policy"
     still = ("model", "guide")  # modules that are not moved any more once the model is learned
 
@@ -397,14 +407,40 @@ class I2A:
         Cells: the likeliest of each; pixels: their means.
         """
         if self.config.model == "copy":
-            kept = frame.argmax(-1).byte() if self.config.frames == "cells" else frame
-            return frame, kept, frame.new_zeros(len(frame))
+            return frame, self.keep(frame), frame.new_zeros(len(frame))
+        if self.config.model == "simulator":
+            shown, earned = self.simulator.step(picture(frame), action.argmax(-1).cpu().numpy())
+            x = self.see(shown)
+            return x, self.keep(x), torch.as_tensor(earned, device=self.device)
         logits, reward = self.model(frame, action)
         if self.config.frames == "cells":
             picks = logits.argmax(-1)
             return F.embedding(picks, self.classes), picks.byte(), self.model.expected(reward)
         means = torch.sigmoid(logits / temperature)
         return means, means, self.model.expected(reward)
+
+    def keep(self, frame: Tensor) -> Tensor:
+        """Frames as they are stored: of cells, which plane is set."""
+        return frame.argmax(-1).byte() if self.config.frames == "cells" else frame
+
+    @property
+    def simulator(self) -> Rules:
+        if self.rules is None:
+            raise ReverieError(
+                "model='simulator' plays by the environment's rules: set the agent's `rules`, which an environment has "
+                "whose picture shows all of it (Sokoban's, as it is)"
+            )
+        return self.rules
+
+    def read(self, frame: Tensor, future: Imagined) -> tuple[Tensor, Tensor]:
+        """What the network makes of frames "n h w c" and their futures: logits "n A" and the value "n"."""
+        shown = self.show(future.frame)
+        if not self.config.search or self.config.model != "simulator":
+            return self.net(frame, shown, future.reward)
+        over = torch.as_tensor(
+            self.simulator.over(picture(shown[:, :, -1].flatten(0, 1))), device=self.device
+        )
+        return self.net(frame, shown, future.reward, over.view(len(frame), -1))
 
     def rollout_action(self, frame: Tensor, generator: torch.Generator) -> Tensor:
         if self.config.rollouts_by == "chance":
@@ -428,7 +464,7 @@ class I2A:
         frame, generator = self.see(obs[self.key]), self.generators[mode]
         if self.learned:
             carry = self.imagine(frame, generator)
-            logits, _ = self.net(frame, self.show(carry.frame), carry.reward)
+            logits, _ = self.read(frame, carry)
         elif self.updates < self.random_updates:
             logits = frame.new_zeros(len(frame), self.actions)
         else:
@@ -459,7 +495,7 @@ class I2A:
             logits, value = out[:, :-1], out[:, -1]
         else:
             future = self.futures(frame.unflatten(0, (size, time)), carries)
-            logits, value = self.net(frame, self.show(future.frame), future.reward)
+            logits, value = self.read(frame, future)
         dist, value = OneHot(logits), value.view(size, time)
         target, counts = targets(batch, value.detach(), c.discount)
         advantage = target - value[:, :-1].detach()
@@ -544,7 +580,7 @@ class I2A:
         b, t = places[len(places) // 2].tolist()
         now = self.see(batch.obs[self.key][b, t : t + 1])
         future = self.imagine(now, self.generators["dream"])
-        frames = (255 * self.show(future.frame)[0]).round().byte().cpu().numpy()
+        frames = picture(self.show(future.frame)[0])
         return Strip(
             batch.obs[self.key][b, t : t + h + 1].cpu().numpy(),
             batch.reward[b, t + 1 : t + h + 1].cpu().numpy(),
@@ -654,6 +690,11 @@ class World:
         self, carry: tuple[Tensor, Tensor], index: Tensor, part: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor]:
         return carry[0].index_copy(0, index, part[0]), carry[1].index_copy(0, index, part[1])
+
+
+def picture(frame: Tensor) -> np.ndarray:
+    """Floats 0..1 as the environment shows them, uint8."""
+    return (frame * 255).round().byte().cpu().numpy()
 
 
 def check_spaces(obs_space: ObsSpace, act_space: ActionSpace, c: Config) -> str:

@@ -32,12 +32,25 @@ class Goals:
     terminated: Callable[[np.ndarray, np.ndarray], np.ndarray]  # "n" bool, whether the world ends there
 
 
+@dataclass(frozen=True)
+class Rules:
+    """How a world goes on whose picture shows all of it but the clock: of n pictures uint8 "n h w c", each by itself.
+
+    ``step`` takes the actions' numbers "n" too, and returns the next pictures and their rewards "n" float32; a world
+    that has ended stays as it is, and earns 0.
+    """
+
+    step: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+    over: Callable[[np.ndarray], np.ndarray]  # "n" bool, whether the world has ended there
+
+
 class Env(ABC):
     """One environment, one episode at a time."""
 
     obs_space: dict[str, Space]
     act_space: ActionSpace
     goals: Goals | None = None  # if it has goals and can judge any
+    rules: Rules | None = None  # if its pictures tell how it goes on
 
     @abstractmethod
     def reset(self, seed: int) -> Step:

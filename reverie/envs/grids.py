@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from reverie.envs.base import Rules
 from reverie.envs.compiled import compiled, say_if_slow, streams
 from reverie.types import ReverieError
 
@@ -54,6 +55,28 @@ def draw(canvas, drawn, codes, tiles):
                     for x in range(side):
                         for c in range(channels):
                             canvas[i, row, y, column, x, c] = tiles[code, y, x, c]
+
+
+@compiled
+def undraw(canvas, tiles, codes):
+    """The codes "n h*w" of the tiles that make up ``canvas`` "n h s w s c"; how many cells show none of them."""
+    side, width, channels = tiles.shape[1], canvas.shape[3], tiles.shape[3]
+    strange = 0
+    for i in range(codes.shape[0]):
+        for cell in range(codes.shape[1]):
+            row, column = cell // width, cell % width
+            strange += 1
+            for code in range(len(tiles)):
+                same = True
+                for y in range(side):
+                    for x in range(side):
+                        for c in range(channels):
+                            same = same and canvas[i, row, y, column, x, c] == tiles[code, y, x, c]
+                if same:
+                    codes[i, cell] = code
+                    strange -= 1
+                    break
+    return strange
 
 
 class Grids(VectorEnv):
@@ -135,6 +158,11 @@ class Grids(VectorEnv):
 
     def _info(self) -> dict[str, Any]:
         return {}
+
+    @property
+    def rules(self) -> Rules | None:
+        """How a world goes on from a picture, if that shows all there is."""
+        return None
 
     # Gymnasium's interface
 
@@ -299,6 +327,11 @@ class Grid(gymnasium.Env):
     def text(self) -> str:
         """The present moment in characters, a line per row of cells."""
         return self.grids.text(0)
+
+    @property
+    def rules(self) -> Rules | None:
+        """How this world goes on from a picture, if that shows all there is."""
+        return self.grids.rules
 
     def get_state(self) -> State:
         """A copy of all that decides what comes next; the clock of a TimeLimit around this is not in it."""

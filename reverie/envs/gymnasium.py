@@ -22,7 +22,7 @@ import numpy as np
 from gymnasium import spaces
 
 from reverie.envs import robotics
-from reverie.envs.base import Env, Goals, after, check_action, first, hushed
+from reverie.envs.base import Env, Goals, Rules, after, check_action, first, hushed
 from reverie.envs.pixels import MuJoCoCamera, choose_gl, choose_sdl, preset
 from reverie.types import ActionSpace, ReverieError, Space, Step
 
@@ -70,6 +70,8 @@ class Gymnasium(Env):
         self.obs_space = {key: space for key, space, _, _ in self._entries}
         self.act_space, self._theirs = _action(env.action_space, self.name)
         self.goals = _goals(env)
+        rules = getattr(env.unwrapped, "rules", None)
+        self.rules = rules if isinstance(rules, Rules) else None
         self._drawing = (size or 240, renderer, camera)
         self._camera: MuJoCoCamera | None = None
         scalable = isinstance(getattr(env.unwrapped, "screen_dim", None), int)

@@ -19,8 +19,9 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium.vector import AutoresetMode
 
+from reverie.envs.base import Rules
 from reverie.envs.compiled import below, compiled
-from reverie.envs.grids import Grid, Grids
+from reverie.envs.grids import Grid, Grids, Tiles, undraw
 from reverie.envs.sokoban_levels import (
     BOX,
     BOX_ON_TARGET,
@@ -143,6 +144,35 @@ class Sokobans(Grids):
 
     def text(self, row: int) -> str:
         return draw(self.cells[row].reshape(self.height, self.width))
+
+    @property
+    def rules(self) -> Rules:
+        """What follows from any picture of this world, whatever its levels: planes as 0 and 255, or sprites."""
+        tiles, shape = self._tiles.tiles, (self.height, self.width)
+        tiles = tiles * np.uint8(255 if tiles.max() == 1 else 1)
+
+        def read(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            """Cells, where the player is, and boxes that are not on a target."""
+            n, side = len(pictures), tiles.shape[1]
+            canvas = np.ascontiguousarray(pictures).reshape(n, shape[0], side, shape[1], side, tiles.shape[3])
+            cells = np.zeros((n, shape[0] * shape[1]), np.uint8)
+            player, missing = np.full(n, -1), np.zeros(n, np.int64)
+            strange = undraw(canvas, tiles, cells)
+            if not strange:
+                count(np.arange(n), cells, player, missing)
+            if strange or (player < 0).any():
+                raise ReverieError(
+                    "these pictures are none of Sokoban, and its rules do not say what follows"
+                )
+            return cells, player, missing
+
+        def step(pictures: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            cells, player, missing = read(pictures)
+            reward, solved = np.empty(len(cells)), np.empty(len(cells), bool)
+            push(cells, player, missing, shape[1], action, missing == 0, reward, solved)
+            return Tiles(len(cells), *shape, tiles)(cells), reward.astype(np.float32)
+
+        return Rules(step, lambda pictures: read(pictures)[2] == 0)
 
 
 class Sokoban(Grid):

@@ -19,6 +19,7 @@ class Wrapper(Env):
     def __init__(self, env: Env) -> None:
         self.env = env
         self.obs_space, self.act_space, self.goals = env.obs_space, env.act_space, env.goals
+        self.rules = env.rules
 
     def reset(self, seed: int) -> Step:
         return self.env.reset(seed)
@@ -63,7 +64,7 @@ class ActionRepeat(Wrapper):
         if repeat < 1:
             raise ReverieError(f"an action repeat must be at least 1, got {repeat}.")
         super().__init__(env)
-        self.repeat, self.goals = repeat, None  # they judge one env step, not the sum of several
+        self.repeat, self.goals, self.rules = repeat, None, None  # they know one env step, not several
 
     def step(self, action: np.ndarray) -> Step:
         row = self.env.step(action)
@@ -82,7 +83,7 @@ class Pixels(Wrapper):
 
     def __init__(self, env: Env, size: int | None) -> None:
         super().__init__(env)
-        self.size = size
+        self.size, self.rules = size, env.rules if len(env.obs_space) == 1 else None
         self.own = {key: space for key, space in env.obs_space.items() if space.is_image}
         if self.own:
             self.obs_space = self.own
@@ -112,7 +113,7 @@ class Resize(Wrapper):
 
     def __init__(self, env: Env, size: int) -> None:
         super().__init__(env)
-        self.size = size
+        self.size, self.rules = size, None
         self.keys = [key for key, space in env.obs_space.items() if space.is_image]
         grown = {key: Space((size, size, env.obs_space[key].shape[2]), "uint8") for key in self.keys}
         self.obs_space = {**env.obs_space, **grown}

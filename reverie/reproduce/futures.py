@@ -29,6 +29,7 @@ POOR, SEARCH, POOR_SEARCH, BLIND, CHANCE = (
     "I2A, no rewards",
     "I2A, rollouts by chance",
 )
+TRUE, TRUE_SEARCH = "I2A, true rules", "search, true rules"
 DEPTHS = (1, 3, 5)
 STUDY = "i2a"
 
@@ -69,6 +70,7 @@ def sokoban(
     """The agents of the study by name; ``small`` shrinks all of them, ``common`` is set in all."""
     run = dict(time_limit=40, eval_episodes=200) | common
     poor = dict(model_channels=6, model_updates=600)
+    true = dict(model="simulator", model_steps=0, random_steps=0, model_updates=0)
     if small:
         poor["model_updates"] = small["model_updates"]
     for_a2c = {k: v for k, v in small.items() if k in CELLS}
@@ -84,6 +86,8 @@ def sokoban(
         POOR_SEARCH: ("i2a", poor | dict(search=True), POOR),
         BLIND: ("i2a", dict(rewards=False), I2A),
         CHANCE: ("i2a", dict(rollouts_by="chance"), I2A),
+        TRUE: ("i2a", true, ""),
+        TRUE_SEARCH: ("i2a", true | dict(search=True), ""),
     }
     arms = []
     for name in names:
@@ -200,6 +204,23 @@ register(
                 "policy to chance - 2 x to rollout policy", Of(I2A, SURE), Of(I2A, APART), 2, paired=True
             ),
             ahead(I2A, CHANCE, counts=False),
+        ),
+    )
+)
+
+
+register(
+    Claim(
+        name="i2a-simulator",
+        system="I2A",
+        study=STUDY,
+        sentence="With the world's own rules in the place of its model I2A solves more levels: so much is left for a "
+        "better model to bring.",
+        budgets=sizes((I2A, TRUE, SEARCH, TRUE_SEARCH)),
+        comparisons=(
+            ahead(TRUE, I2A),
+            ahead(TRUE_SEARCH, SEARCH, counts=False),
+            ahead(TRUE, TRUE_SEARCH, counts=False),
         ),
     )
 )

@@ -16,7 +16,7 @@ from reverie import checkpoint, media, presets
 from reverie.data.replay import Replay
 from reverie.data.storage import read_about
 from reverie.envs import Env, Envs, SerialEnvs, WorkerEnvs, make_env
-from reverie.envs.base import Goals
+from reverie.envs.base import Goals, Rules
 from reverie.envs.batch import BatchEnvs, batched
 from reverie.envs.pixels import preset as renderer
 from reverie.imagine import prediction_error
@@ -437,6 +437,8 @@ def make_agent(plan: Plan, envs: Any) -> Agent:
     agent = cls(envs.obs_space, envs.act_space, plan.config, plan.run.seed, device(plan.run.device))
     if hasattr(cls, "goals"):  # it asks the environment what other goals would have been worth
         agent.goals = goals(plan)
+    if getattr(plan.config, "model", "") == "simulator":
+        agent.rules = rules(plan)
     return agent
 
 
@@ -455,6 +457,17 @@ def goals(plan: Plan) -> Goals:
             f"compute_reward to tell; {why}"
         )
     return env.goals
+
+
+def rules(plan: Plan) -> Rules:
+    """How the plan's environment goes on from any picture of it; raises ``ReverieError`` where none tells."""
+    with contextlib.closing(env_factory(plan)()) as env:
+        if env.rules is None:
+            raise ReverieError(
+                f"--model simulator plays on from a picture, and those of {plan.env} do not show all there is as the "
+                f"agent sees them; use reverie/Sokoban-v0 as it is, with --action-repeat 1, or --model learned"
+            )
+        return env.rules
 
 
 def make_replay(
@@ -632,10 +645,7 @@ def load(run: str | Path) -> Player:
     folder = Path(run)
     plan = read_plan(folder)
     _, state = checkpoint.load(folder / "checkpoints")
-    env = env_factory(plan)()
-    obs_space, act_space = env.obs_space, env.act_space
-    env.close()
-    cls = presets.agent_class(plan.agent)
-    agent = cls(obs_space, act_space, plan.config, plan.run.seed, device(plan.run.device))
-    agent.load_state_dict(state["agent"])
-    return Player(agent, plan, obs_space, act_space)
+    with contextlib.closing(env_factory(plan)()) as env:
+        agent = make_agent(plan, env)
+        agent.load_state_dict(state["agent"])
+        return Player(agent, plan, env.obs_space, env.act_space)

@@ -24,6 +24,7 @@ from reverie.agents.i2a import (
 )
 from reverie.data.replay import Replay
 from reverie.dists import Bernoulli, OneHot
+from reverie.envs import make_env
 from reverie.nets import LSTM
 from reverie.types import ActionSpace, Batch, ReverieError, Space, Step
 
@@ -238,6 +239,58 @@ def test_the_copy_model_repeats_the_frame_without_reward():
     futures = agent.imagine(frame, agent.generators["learn"])
     assert torch.equal(agent.show(futures.frame), frame[:, None, None].expand(2, 5, 3, 5, 6, 4))
     assert not futures.reward.any()
+
+
+def sokoban_agent(**overrides):
+    """An agent that plays by Sokoban's rules, and what it sees of twelve levels."""
+    env = make_env("reverie/SokobanSmall-v0", image_size=None)
+    config = presets.resolve("i2a", ["debug", "simulator"], SMALL | overrides)
+    agent = I2A(env.obs_space, env.act_space, config)
+    agent.rules = env.rules
+    return agent, np.stack([env.reset(seed).obs["image"] for seed in range(12)])
+
+
+def test_the_simulator_imagines_what_would_happen():
+    agent, image = sokoban_agent(horizon=3)
+    frame, taken = agent.see(image), []
+    choose = agent.rollout_action
+    agent.rollout_action = lambda x, g: taken.append(choose(x, g)) or taken[-1]
+    futures = agent.imagine(frame, agent.generators["learn"])
+    for b in range(12):
+        for a in range(5):
+            env = make_env("reverie/SokobanSmall-v0", image_size=None)
+            env.reset(b)
+            for k in range(3):
+                row = env.step(np.eye(5, dtype=np.float32)[a] if k == 0 else taken[k - 1][5 * b + a].numpy())
+                assert futures.reward[b, a, k] == row.reward
+                assert np.array_equal(futures.frame[b, a, k], row.obs["image"].argmax(-1))
+                if row.is_last:
+                    break
+
+
+def test_a_search_by_the_rules_expects_nothing_after_the_end():
+    agent, image = sokoban_agent(search=True, horizon=2)
+    with torch.no_grad():
+        for p in agent.net.critic.parameters():
+            p.zero_()
+        agent.net.critic.out.bias.fill_(2.0)
+    solved = agent.see(image).clone()
+    box, target = 4, 2
+    solved[..., 3] = solved[..., target]  # every target has its box, and no other cell one
+    solved[..., 1] += solved[..., box]
+    solved[..., [box, target]] = 0.0
+    futures = agent.imagine(torch.cat([solved, agent.see(image)]), agent.generators["learn"])
+    logits, _ = agent.read(torch.cat([solved, agent.see(image)]), futures)
+    assert not logits[:12].any() and not futures.reward[:12].any()
+    gamma = agent.config.discount
+    worth = (futures.reward * torch.tensor([1.0, gamma])).sum(-1) + 2.0 * gamma**2
+    assert torch.allclose(logits[12:], worth[12:])
+
+
+def test_without_the_rules_there_is_no_simulator():
+    agent = small_agent(model="simulator")
+    with pytest.raises(ReverieError, match="set the agent's `rules`"):
+        agent.imagine(agent.see(cells(1)), agent.generators["learn"])
 
 
 def test_an_encoder_without_rewards_does_not_see_them():

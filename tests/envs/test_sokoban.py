@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import reverie.envs  # noqa: F401  (registers the worlds)
-from reverie.envs import make_env, sokoban, sokoban_levels
+from reverie.envs import from_gymnasium, make_env, sokoban, sokoban_levels
 from reverie.envs.compiled import streams
 from reverie.envs.sokoban import Sokoban, Sokobans
 from reverie.envs.sokoban_levels import (
@@ -251,6 +251,50 @@ def test_observations_may_be_overwritten_if_asked() -> None:
         assert obs.base is first.base and np.array_equal(obs, theirs)
         kept += [pair for pair in zip(info.get("final_obs", []), same.get("final_obs", []), strict=True)]
     assert kept and all(np.array_equal(a, b) for a, b in kept if a is not None)  # last rows are not
+
+
+@pytest.mark.parametrize("obs", ["planes", "pixels"])
+def test_the_rules_say_what_follows_from_a_picture(obs: str) -> None:
+    """Along solutions, and of steps beside them: the next pictures, their rewards, and the end."""
+    for level in bank(3, 7, 7, 2):
+        env = from_gymnasium(Sokoban(levels=level[None], obs=obs), image_size=None)
+        rules, row = env.rules, env.reset(0)
+        assert rules is not None
+        taken = [NOTHING, *solve(level).actions]
+        for k in range(len(taken)):
+            (seen,) = row.obs.values()
+            assert not rules.over(seen[None])[0]
+            after, reward = rules.step(seen[None].repeat(5, 0), np.arange(5))
+            for other in range(5):
+                env.reset(0)
+                for one in [*taken[:k], other]:
+                    row = env.step(np.eye(5, dtype=np.float32)[one])
+                assert np.array_equal(after[other], *row.obs.values())
+                assert reward[other] == row.reward and rules.over(after)[other] == row.is_terminal
+            env.reset(0)
+            for one in taken[: k + 1]:
+                row = env.step(np.eye(5, dtype=np.float32)[one])
+        assert row.is_terminal
+        (seen,) = row.obs.values()
+        still, nothing = rules.step(seen[None].repeat(5, 0), np.arange(5))
+        assert (still == seen).all() and not nothing.any()  # it is over
+
+
+def test_only_pictures_that_show_all_have_rules() -> None:
+    shown = dict(image_size=None)
+    assert make_env("reverie/SokobanSmall-v0", **shown, time_limit=9).rules is not None
+    assert make_env("reverie/SokobanSmall-v0", **shown, pixels=True).rules is not None
+    assert make_env("reverie/Sokoban-v0", image_size=80, pixels=True).rules is not None
+    assert make_env("reverie/SokobanSmall-v0", **shown, action_repeat=2).rules is None
+    assert make_env("reverie/SokobanSmall-v0", image_size=14).rules is None
+    assert make_env("reverie/MiniPacman-v0", **shown).rules is None  # where ghosts are going is not shown
+    rules = make_env("reverie/SokobanSmall-v0", **shown).rules
+    assert rules is not None
+    wall = np.zeros((1, 7, 7, 7), np.uint8)
+    wall[..., 0] = 255
+    for strange in (np.zeros_like(wall), wall):  # nothing in any cell; no player
+        with pytest.raises(ReverieError, match="these pictures are none of Sokoban"):
+            rules.step(strange, np.zeros(1, np.int64))
 
 
 def test_a_copied_state_goes_the_same_way() -> None:

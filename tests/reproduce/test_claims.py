@@ -23,6 +23,7 @@ NAMES = [
     "i2a-depth",
     "i2a-bad-model",
     "i2a-distillation",
+    "i2a-simulator",
     "distral",
     "her-sparse",
     "tdm-samples",

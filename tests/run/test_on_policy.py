@@ -255,3 +255,15 @@ def test_a_whole_run_of_i2a_and_another_with_its_model(tmp_path):
         reverie.train("i2a", env, "debug", tmp_path / "x", world=str(folder), model_channels=5, **options)
     with pytest.raises(ReverieError, match="no setting of a2c called 'world'"):
         reverie.train("a2c", env, "debug", tmp_path / "y", world=str(folder))
+
+
+def test_i2a_by_the_worlds_own_rules_where_a_picture_shows_all(tmp_path):
+    small = dict(pixels=False, image_size=0, frames="cells", model_tile=1)
+    small |= dict(channels=(4, 4), kernels=(3, 3), strides=(1, 2), same=True, steps=60, time_limit=15)
+    options = dict(eval_episodes=2, eval_every=0, threads=1, preset="debug simulator", **small)
+    folder = reverie.train("i2a", "reverie/SokobanSmall-v0", run=tmp_path / "run", **options)
+    player = load(folder)
+    env = player.make_env()
+    assert player.act(env.reset(0).obs).sum() == 1
+    with pytest.raises(ReverieError, match="those of reverie/MiniPacman-v0 do not show all there is"):
+        reverie.train("i2a", "reverie/MiniPacman-v0", run=tmp_path / "x", **options)
