@@ -3,7 +3,7 @@
 The idea. Dreamer learns fast enough for the real world: a quadruped rolls off its back, stands and walks within an
 hour of its own time, arms pick and place from a camera and a sparse reward. The robot never waits: an actor decides
 at a fixed rate with the newest policy there is, and a learner trains beside it from what has arrived
-(``run/asynchronous.py``). That is the novelty; the agent is its authors' Dreamer between V2 and V3.
+(``run/asynchronous/``). That is the novelty; the agent is its authors' Dreamer between V2 and V3.
 
 How it differs from its neighbour. Against ``dreamer_v2.py``: layer norms everywhere, a deeper prior, latents and
 discrete actions mixed with a share of the uniform, rewards and values learned as symlogs, and a learned start.

@@ -1,6 +1,6 @@
 """What a machine has to do to be learned on, and what turns it into an environment and an environment into it.
 
-Time on a robot does not wait. The actor (``run/asynchronous.py``) calls, ``rate`` times a second::
+Time on a robot does not wait. The actor (``run/asynchronous/actor.py``) calls, ``rate`` times a second::
 
     sense()          what is seen now, and the reward of the period that ends here
     send(action)     hands the motors their next aim and returns at once; it holds until the next

@@ -433,13 +433,17 @@ def in_one_batch(plan: Plan, name: str) -> bool:
 
 
 def make_agent(plan: Plan, envs: Any) -> Agent:
-    cls = presets.agent_class(plan.agent)
-    agent = cls(envs.obs_space, envs.act_space, plan.config, plan.run.seed, device(plan.run.device))
-    if hasattr(cls, "goals"):  # it asks the environment what other goals would have been worth
+    agent: Any = new_agent(plan, envs.obs_space, envs.act_space, plan.run.seed, plan.run.device)
+    if hasattr(type(agent), "goals"):  # it asks the environment what other goals would have been worth
         agent.goals = goals(plan)
     if getattr(plan.config, "model", "") == "simulator":
         agent.rules = rules(plan)
     return agent
+
+
+def new_agent(plan: Plan, obs_space: ObsSpace, act_space: ActionSpace, seed: int, where: str) -> Agent:
+    """The plan's agent, before it has learned anything, on the device called ``where``."""
+    return presets.agent_class(plan.agent)(obs_space, act_space, plan.config, seed, device(where))
 
 
 def goals(plan: Plan) -> Goals:

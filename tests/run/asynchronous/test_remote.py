@@ -14,12 +14,14 @@ import pytest
 from reverie import checkpoint, presets
 from reverie.data.replay import Replay
 from reverie.robots import make_robot
-from reverie.run import remote
-from reverie.run.asynchronous import LINK, RealClock, RobotConfig, make_actor
+from reverie.run.asynchronous import remote
+from reverie.run.asynchronous.actor import make_actor
+from reverie.run.asynchronous.clock import RealClock
+from reverie.run.asynchronous.link import Courier, Mailbox
+from reverie.run.asynchronous.settings import LINK, RobotConfig
+from reverie.run.asynchronous.spool import Spool
 from reverie.run.folder import Plan
-from reverie.run.link import Courier, Mailbox
 from reverie.run.loop import RunConfig
-from reverie.run.spool import Spool
 from reverie.run.train import Parts
 from reverie.types import ActionSpace, Space, Step
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reverie.run.safety import Guard, Watchdog, one_hot
+from reverie.run.asynchronous.safety import Guard, Watchdog, one_hot
 from reverie.types import ActionSpace
 
 floats = st.floats(width=32)

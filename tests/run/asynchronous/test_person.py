@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from reverie.run.person import Person
+from reverie.run.asynchronous.person import Person
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from reverie import checkpoint
+from reverie.run.asynchronous.spool import segments
 from reverie.run.folder import read_json, write_json, write_text
-from reverie.run.spool import segments
 
 PIECE = 2**22  # bytes carried at once
 ABOUT, TAKEN = "spool.json", "taken.json"

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reverie.run import spool as module
-from reverie.run.spool import Intake, Spool, SpoolFull, segments
+from reverie.run.asynchronous import spool as module
+from reverie.run.asynchronous.spool import Intake, Spool, SpoolFull, segments
 from reverie.types import ActionSpace, ReverieError, Space, Step
 
 OBS = {"vector": Space((2,)), "image": Space((2, 2, 3), "uint8")}

@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from reverie.machine import prepare
-from reverie.run.asynchronous import LINK, RealClock, RobotConfig, make_learner
+from reverie.run.asynchronous.clock import RealClock
+from reverie.run.asynchronous.learner import make_learner
+from reverie.run.asynchronous.link import ABOUT, Courier, Mailbox
+from reverie.run.asynchronous.settings import LINK, RobotConfig
 from reverie.run.cluster import import_ray, join
 from reverie.run.folder import Plan
-from reverie.run.link import ABOUT, Courier, Mailbox
+from reverie.run.train import Parts
 
 PATIENCE = 10.0  # seconds that an answer may take; then the link is cut
 
@@ -45,8 +48,6 @@ class Learning(Mailbox):
             self._thread.start()
 
     def _learn(self) -> None:
-        from reverie.run.train import Parts
-
         try:
             prepare(self.settings.threads)
             with Parts() as parts:
@@ -113,7 +114,7 @@ class Remote:
 
 
 class Keeper:
-    """The courier and the learner it carries to; as ``asynchronous.Keeper``, on another machine."""
+    """The courier and the learner it carries to; as ``keeper.Keeper``, on another machine."""
 
     def __init__(self, address: str, folder: Path, plan: Plan, settings: RobotConfig, say: Any):
         self.remote = Remote(address, folder, plan, settings)
