@@ -45,6 +45,7 @@ from reverie.planners.cem import CEM
 from reverie.planners.mppi import MPPI
 from reverie.planners.shooting import Shooting
 from reverie.types import ActionSpace, Batch, Media, Metrics, Mode, ObsSpace
+from reverie.when import linear
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,9 @@ class Config:
     lr: float = 1e-3
     adam_eps: float = 1e-4
     clip: float = 1000.0  # global norm
+    decay_after: int = 0  # updates at this rate; then it falls in a straight line. Ours
+    decay_updates: int = 0  # over so many updates; 0: it never falls, as in the paper
+    decay_to: float = 0.1  # to this share of itself
 
 
 class PlaNet:
@@ -214,14 +218,16 @@ class PlaNet:
 
     def update(self, batch: Batch) -> Metrics:
         """One step on the variational bound."""
-        generator = self.generators["learn"]
+        c, generator = self.config, self.generators["learn"]
         batch = batch.to(self.device)
         obs = self.scale(batch.obs, generator)  # the same noise is encoded and predicted
         embed = self.encoder(obs)
         post, prior = self.rssm.observe(embed, batch.prev_action, batch.is_first, generator)
         losses, metrics = model_loss(self, self.rssm.feat(post), post, prior, obs, batch)
-        if self.config.overshooting > 1:
+        if c.overshooting > 1:
             losses["overshooting"] = overshooting_loss(self, post, batch, generator)
+        if c.decay_updates:
+            self.model_opt.lr = c.lr * linear(1.0, c.decay_to, c.decay_updates)(self.updates - c.decay_after)
         model = self.model_opt.gradient(torch.stack([*losses.values()]).sum())
         step(model)
         self.updates += 1

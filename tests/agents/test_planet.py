@@ -43,6 +43,14 @@ def test_counts_with_the_papers_reward_head():
     assert owned(built.model_opt) == 5_130_220
 
 
+def test_the_rate_holds_and_then_falls_in_a_straight_line_if_asked(agent, small):
+    steady, falling = agent(lr=2e-3), agent(lr=2e-3, decay_after=1, decay_updates=2, decay_to=0.2)
+    for built, shares in ((steady, [1, 1, 1, 1, 1]), (falling, [1, 1, 0.6, 0.2, 0.2])):
+        for share in shares:
+            built.update(small.batch())
+            assert built.model_opt.lr == pytest.approx(share * 2e-3)
+
+
 def test_defaults_are_the_final_codes():
     c = Config()
     assert (c.batch_size, c.batch_length, c.train_updates, c.train_every, c.prefill) == (
