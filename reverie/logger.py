@@ -264,3 +264,8 @@ def duration(seconds: float | int) -> str:
 def plural(n: int, noun: str) -> str:
     """1 episode, 2 episodes."""
     return f"{n:,} {noun}" + ("" if n == 1 else "s")
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, without its line breaks and without its end if it is long."""
+    return " ".join(str(error).split())[:300]

@@ -214,8 +214,7 @@ def read_model(folder: Path, plan: Plan) -> dict[str, Any]:
 
 def make_staged(plan: Plan, folder: Path, parts: Parts) -> Loop:
     from reverie.agents.world_models import WorldModels
-    from reverie.run.cluster import Cluster
-    from reverie.run.population import Population, Processes, Recipe
+    from reverie.run.population import Cluster, Population, Processes, Recipe
     from reverie.run.staged import Staged
 
     c, run = plan.config, plan.run

@@ -147,7 +147,7 @@ class Courier:
                 self.cuts += 1
                 if cut is None:
                     cut = time.monotonic()
-                    say(f"The learner can not be reached ({one_line(error)}); the robot goes on.")
+                    say(f"The learner can not be reached ({first_line(error)}); the robot goes on.")
                 self.since = time.monotonic() - cut
 
     def close(self) -> None:
@@ -158,5 +158,5 @@ class Courier:
         self.round()
 
 
-def one_line(error: Any) -> str:
+def first_line(error: Any) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -16,9 +16,8 @@ import torch
 from reverie.agents.world_models import Config, WorldModels
 from reverie.envs import from_gymnasium, make_env
 from reverie.envs.small import Probe
-from reverie.run.cluster import Cluster
 from reverie.run.evaluate import Interrupted
-from reverie.run.population import Here, Job, Recipe, Result
+from reverie.run.population import Cluster, Here, Job, Recipe, Result
 from reverie.types import ActionSpace, ReverieError, Space
 
 CONFIG = Config(depth=2, latents=4, units=8, one_sided=())
