@@ -18,13 +18,14 @@ Where the equations are::
 
     V_i = 1/beta log sum_a pi_0^alpha exp(beta Q_i), Eq. 2-4    soft_values      exact, for a table
     pi_0: the tasks' policies, weighted by where they are       distil           exact, for a table
+    a new task beside a finished pi_0                           transfer         soft Q-learning, in a table
     pi_i = softmax(alpha h + beta f_i), Eq. 8                   Columns          two columns
     R + (alpha/beta) log pi_0 - (1/beta) log pi_i               regularised
     policy gradient with it, Eq. 9                              policy_loss
     (alpha/beta) sum_a (pi_i - pi_0) grad h, Eq. 10             distillation_loss
 
 The table needs no agent: ``tabular(alpha)`` takes seconds, and its distilled policy walks on through the corridor of
-``envs/two_rooms.py`` the way it came.
+``envs/two_rooms.py`` the way it came. ``transfer`` learns a goal that it has not seen beside it.
 
 Command: ``reverie train distral --env reverie/TwoRooms-v0 --preset laptop --run runs/rooms``.
 
@@ -146,14 +147,18 @@ def tabular(
     discount: float = 0.95,
     alternations: int = 30,
     steps: int = 60,
+    tasks: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """The shared policy "S A" of all goals of the two rooms, after so many turns of ``solve`` and ``distil``.
+    """The shared policy "S A" of ``tasks`` (None: all goals of the two rooms), after so many turns of ``solve`` and
+    ``distil``.
 
-    States and actions are those of ``two_rooms.table``; episodes begin in any cell but the goal.
+    States, actions and tasks are those of ``two_rooms.table``; episodes begin in any cell but the goal.
     """
+    tasks = range(len(GOALS)) if tasks is None else tasks
     follows, reward, ends = table()
+    reward, ends = reward[list(tasks)], ends[list(tasks)]
     start = np.zeros(reward.shape[:2])
-    for task, goal in enumerate(GOALS):
+    for task, goal in enumerate(GOALS[number] for number in tasks):
         start[task, NONE::BEFORE] = 1.0
         start[task, CELLS.index(goal) * BEFORE + NONE] = 0.0
     start /= start.sum(-1, keepdims=True)
@@ -162,6 +167,47 @@ def tabular(
         value, policy = solve(follows, reward, ends, prior, alpha, beta, discount, value)
         prior = distil(follows, ends, policy, start, discount, steps)
     return prior
+
+
+class Episode(NamedTuple):
+    """How long an episode was, and what it brought."""
+
+    length: int
+    score: float
+
+
+def transfer(
+    task: int,
+    prior: np.ndarray,
+    alpha: float = 0.5,
+    beta: float = 10.0,
+    discount: float = 0.95,
+    episodes: int = 50,
+    seed: int = 0,
+    limit: int = 60,
+) -> tuple[list[Episode], np.ndarray]:
+    """Learn one goal of the two rooms from what happens there, beside a shared policy "S A" that stays as it is; the
+    episodes, and Q "S A".
+
+    Soft Q-learning, one step at a time: after each, Q(s, a) becomes R + gamma V(s') (the world has no chance in it),
+    and the next action is drawn from the soft policy. With ``alpha`` 0 the prior counts for nothing.
+    """
+    follows, reward, ends = table()
+    rng, q = np.random.default_rng(seed), np.zeros(prior.shape)
+    begins = np.delete(np.arange(len(CELLS)), CELLS.index(GOALS[task])) * BEFORE + NONE
+    found = []
+    for _ in range(episodes):
+        state, score, over, t = int(rng.choice(begins)), 0.0, False, 0
+        while not over and t < limit:
+            _, policy = soft_values(q[[state]], prior[[state]], alpha, beta)
+            action = int(np.searchsorted(policy[0].cumsum()[:-1], rng.random()))
+            earned, over = float(reward[task, state, action]), bool(ends[task, state, action])
+            after = int(follows[state, action])
+            value, _ = soft_values(q[[after]], prior[[after]], alpha, beta)
+            q[state, action] = earned + (0.0 if over else discount * float(value[0]))
+            state, score, t = after, score + earned, t + 1
+        found.append(Episode(t, score))
+    return found, q
 
 
 # Parts only this paper has.

@@ -18,9 +18,10 @@ from reverie.agents.distral import (
     soft_values,
     solve,
     tabular,
+    transfer,
 )
 from reverie.dists import OneHot
-from reverie.envs.two_rooms import BEFORE, CELLS
+from reverie.envs.two_rooms import BEFORE, CELLS, GOALS, table
 from reverie.types import ActionSpace, ReverieError, Space
 
 PRIOR, Q = np.array([[0.5, 0.2, 0.2, 0.1]]), np.array([[1.0, 0.5, 0.0, -1.0]])  # of one state
@@ -90,6 +91,40 @@ def test_in_the_corridor_the_shared_policy_goes_on_the_way_it_came(alpha):
         assert after["right"] == pytest.approx([0.060, 0, 0, 0.002, 0.937], abs=0.01)
         assert after["left"] == pytest.approx([0.051, 0, 0, 0.947, 0.001], abs=0.01)
         assert after["nothing"] == pytest.approx([0.1, 0.001, 0.001, 0.439, 0.459], abs=0.02)
+
+
+def test_what_is_learned_step_by_step_is_what_value_iteration_finds():
+    """Beside an even prior, in the goal's room, where it has been most."""
+    even, task = np.full((len(CELLS) * BEFORE, 5), 0.2), 3
+    _, q = transfer(task, even, 1.0, 5.0, 0.9, episodes=300)
+    follows, reward, ends = table()
+    value, _ = solve(follows, reward[[task]], ends[[task]], even, 1.0, 5.0, 0.9)
+    expected = reward[task] + 0.9 * ~ends[task] * value[0][follows]
+    room = [
+        (c > 6) == (GOALS[task][1] > 6) and (r, c) != GOALS[task] for r, c in CELLS for _ in range(BEFORE)
+    ]
+    assert np.median(np.abs(q - expected)[room]) < 0.1 < 0.5 < np.median(np.abs(expected)[room])
+
+
+def test_a_prior_that_knows_the_way_leads_there_at_once():
+    task = GOALS.index((1, 8))
+    follows, reward, ends = table()
+    even = np.full(reward.shape[1:], 0.2)
+    _, way = solve(follows, reward[[task]], ends[[task]], even, 0.0, 50.0, 0.95)
+    led, _ = transfer(task, 0.98 * way[0] + 0.02 * even, 1.0, 10.0, episodes=3)
+    alone, _ = transfer(task, even, 1.0, 10.0, episodes=3)
+    assert max(episode.length for episode in led) < 16 < min(episode.length for episode in alone)
+    assert all(episode.score > -1.0 for episode in led)
+    again, _ = transfer(task, even, 0.0, 10.0, episodes=3)
+    assert (
+        again == transfer(task, way[0], 0.0, 10.0, episodes=3)[0]
+    )  # with alpha 0 the prior is of no account
+
+
+def test_the_other_goals_alone_make_the_prior():
+    some = tabular(alternations=2, tasks=[0, 23])
+    assert not np.allclose(some, tabular(alternations=2))
+    assert np.allclose(tabular(alternations=2), tabular(alternations=2, tasks=range(24)))
 
 
 # Networks

@@ -25,6 +25,7 @@ NAMES = [
     "i2a-distillation",
     "i2a-simulator",
     "distral",
+    "distral-transfer",
     "her-sparse",
     "tdm-samples",
     "tdm-hard-model",

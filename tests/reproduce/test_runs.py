@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from reverie.reproduce import runs
+from reverie.reproduce import futures, runs
 from reverie.reproduce.runs import Run
 
 
@@ -80,3 +80,18 @@ def test_a_config_that_cannot_be_read_is_empty(tmp_path):
     assert runs.read_config(tmp_path) == {}
     (tmp_path / "config.yaml").write_text("a: [")
     assert runs.read_config(tmp_path) == {}
+
+
+def test_a_goal_of_the_two_rooms_by_itself_or_beside_the_others(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(futures, "tabular", lambda **how: made.append(how) or futures.EVEN)
+    for name, alpha in (("prior", 0.5), ("none", 0.0)):
+        asked = dict(episodes=3, eval_every=1, alpha=alpha)
+        futures.transferred("distral", futures.GRID, "paper", tmp_path / name, 26, asked)
+    (how,) = made  # without a prior none is made
+    assert how["tasks"] == [task for task in range(24) if task != 2] and how["alpha"] == 0.5
+    run = Run("none", futures.GRID, 26, tmp_path / "none", clock=runs.EPISODES)
+    lengths = [row["episode/length"] for row in run.rows]
+    assert [row["episode"] for row in run.rows] == [1, 2, 3] and all(1 <= n <= 60 for n in lengths)
+    assert run.rows[-1]["env_steps"] == sum(lengths)
+    assert futures.STEPS.of(run) == {futures.GRID: [pytest.approx(np.mean(lengths))]}
