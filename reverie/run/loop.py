@@ -33,6 +33,7 @@ class RunConfig:
     seed: int = 0
     envs: int = 1  # environments stepped together
     workers: int = 0  # worker processes for them; 0 steps them in this process
+    collector: bool = False  # act in a process of its own beside the updates, one burst of them behind
     cluster: str = ""  # Ray cluster that plays the rollouts of a population: its address, or "local"
     device: str = "auto"  # cpu, cuda, or auto: cuda if there is one
     threads: int = 0  # of the learner; 0 for every core

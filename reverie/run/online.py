@@ -13,7 +13,7 @@ learn from are sequences of ``batch_length`` rows, or what the agent draws itsel
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ from reverie.types import Agent, Draws, Remembers, ReverieError
 
 class Online(ByEnvSteps):
     """One run. Of ``config``, the agent's, the loop reads steps, prefill, pretrain (none if it has no such field),
-    train_every, train_updates, batch_size and batch_length (2 if it has none: transitions)."""
+    train_every, train_updates, batch_size and batch_length (2 if it has none: transitions). ``driver`` makes what
+    steps the environments."""
 
     KINDS = ("act", "update", "evaluate")
     COUNTS = ("updates", "pending", "episodes", "next_train", "evaluated", "logged", "scores")
@@ -44,11 +45,12 @@ class Online(ByEnvSteps):
         logger: Logger,
         show: Show = nothing,
         env: str = "",
+        driver: Callable[..., Any] = Driver,
     ):
         super().__init__(agent, envs, eval_envs, replay, config, run, folder, logger, show, env)
         self.draws: Draws | None = agent if isinstance(agent, Draws) else None
         random = config.prefill if getattr(config, "random_prefill", True) else 0
-        self.driver = Driver(agent, envs, replay, random, run.seed)
+        self.driver = driver(agent, envs, replay, random, run.seed)
         self.rng = np.random.default_rng([run.seed, 2])  # which sequences are sampled
         self.pretrain = getattr(config, "pretrain", 0)
         self.pending = 0  # updates due

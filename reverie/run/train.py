@@ -22,6 +22,8 @@ from reverie.envs.pixels import preset as renderer
 from reverie.imagine import prediction_error
 from reverie.logger import Logger, duration, plural
 from reverie.machine import CORES, prepare
+from reverie.run.collector import Collector, Streams
+from reverie.run.driver import Driver
 from reverie.run.evaluate import Evaluation, evaluate
 from reverie.run.folder import Plan, check_folder, read_json, read_plan, size_in_bytes, write_json, write_plan
 from reverie.run.loop import Loop, RunConfig, at_least
@@ -122,7 +124,13 @@ def check(plan: Plan) -> None:
     at_least(plan.config, "action_repeat", 1)
     if hasattr(plan.config, "image_size"):  # agents that read vectors alone have none
         at_least(plan.config, "image_size", 0)
-    loop_of(plan.agent).check(plan.config, plan.run)
+    loop = loop_of(plan.agent)
+    if plan.run.collector and loop is not Online:
+        raise ReverieError(
+            f"--collector works with agents that learn from a replay while they act; {plan.agent} has a loop of its "
+            f"own: leave it out"
+        )
+    loop.check(plan.config, plan.run)
 
 
 def is_finished(plan: Plan, folder: Path) -> bool:
@@ -153,8 +161,12 @@ def make_loop(plan: Plan, folder: Path, parts: Parts) -> Loop:
 
 
 def make_online(plan: Plan, folder: Path, parts: Parts) -> Online:
-    envs = parts.add(make_envs(plan, plan.run.envs))
     eval_envs = parts.add(make_envs(plan, plan.run.eval_episodes, evaluation=True))
+    if plan.run.collector:
+        envs: Any = Streams(plan.run.envs, eval_envs.obs_space, eval_envs.act_space)
+        driver: Any = partial(Collector, partial(actor, plan), plan.config, alone=not plan.run.workers)
+    else:
+        envs, driver = parts.add(make_envs(plan, plan.run.envs)), Driver
     agent = make_agent(plan, envs)
     needed, least = rows(plan, envs.n)
     context = agent.context if isinstance(agent, Remembers) else None
@@ -163,7 +175,19 @@ def make_online(plan: Plan, folder: Path, parts: Parts) -> Online:
     logger = parts.add(Logger(folder, plan.run.wandb, plan.as_dict()))
     replay = parts.add(make_replay(plan, envs, folder, needed, least, context))
     shown = partial(show, plan)
-    return Online(agent, envs, eval_envs, replay, plan.config, plan.run, folder, logger, shown, plan.env)
+    online = Online(
+        agent, envs, eval_envs, replay, plan.config, plan.run, folder, logger, shown, plan.env, driver
+    )
+    if plan.run.collector:
+        parts.add(online.driver)
+    return online
+
+
+def actor(plan: Plan) -> tuple[Agent, Envs]:
+    """What a collector needs in its process: the plan's agent, on the CPU, and its environments."""
+    plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, device="cpu"))
+    envs = make_envs(plan, plan.run.envs)
+    return make_agent(plan, envs), envs
 
 
 def rows(plan: Plan, n: int) -> tuple[int, int]:
