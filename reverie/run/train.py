@@ -554,9 +554,10 @@ def about(plan: Plan, loop: Loop, folder: Path) -> str:
     place = "on disk" if plan.run.replay_on_disk else "in memory"
     size = loop.replay.bytes
     sized = f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB"
+    beside = " and a collector" if plan.run.collector else ""
     return (
         f"{plan.agent} ({', '.join(plan.presets)}) on {plan.env}: {spaces(loop.eval_envs)}.\n"
-        f"{loop.asked()} on {device(plan.run.device)} with {plural(torch.get_num_threads(), 'thread')}; "
+        f"{loop.asked()} on {device(plan.run.device)} with {plural(torch.get_num_threads(), 'thread')}{beside}; "
         f"replay {place}, up to {sized}; run folder {folder}"
     )
 
