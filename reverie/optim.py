@@ -5,6 +5,7 @@ gradient *through* another module without moving it, and nothing has to be froze
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from torch.optim.adam import adam  # the function: the class imports a compiler,
 from reverie.types import NotFinite
 
 
-class Owner:
+class Owner(ABC):
     """The parameters of ``modules``, by name, and the gradients of losses for them alone.
 
     ``gradient(loss)`` and ``step(...)`` are apart so that an agent can take all gradients from the same
@@ -34,9 +35,9 @@ class Owner:
         )
         return Gradient(self, tensors, torch.nn.utils.get_total_norm(tensors))
 
+    @abstractmethod
     def move(self, gradient: "Gradient") -> None:
         """Take one step."""
-        raise NotImplementedError
 
     def first_bad(self, tensors: Iterable[Tensor]) -> str:
         for name, tensor in zip(self.names, tensors, strict=True):
