@@ -46,7 +46,7 @@ from reverie.types import ActionSpace, Agent, ObsSpace, ReverieError, Step
 
 Make = Callable[[], tuple[Agent, Envs]]
 RANDOM = ("generators", "rngs")  # of an agent: acting in mode "train" changes their "train", and nothing else
-UNREAD = ("opt", "ring", *RANDOM)  # how the names of those parts of its state end that acting does not read
+UNREAD = ("opt", "ring", *RANDOM)  # ends of the names of those parts of its state that acting does not read
 ALIGNED = 64  # bytes
 
 
@@ -120,7 +120,7 @@ class Collector:
         self.restarts = 0
         self._deaths = 0  # since the last row
         self._state: bytes | None = None  # after the last row
-        self._weights = Weights(room(read(agent.state_dict())))
+        self._weights = Weights(room(to_act(agent.state_dict())))
         self._held: Any = None  # the weights acted with, as ``Weights.put`` gave them
         self._process: Any = None
         self._pipe: Any = None
@@ -139,7 +139,7 @@ class Collector:
         if self.env_steps >= self.goal:  # a burst falls due: the next stretch is made beside it
             while self.env_steps >= self.goal:
                 self.goal += self.config.train_every
-            self._held = self._weights.put(read(self.agent.state_dict()))
+            self._held = self._weights.put(to_act(self.agent.state_dict()))
             if not self.through:
                 self._send(Order(self._held, self.until))
         return made.finished
@@ -156,7 +156,7 @@ class Collector:
 
     def state_dict(self) -> dict[str, Any]:
         last = {"driver": None, "random": {}} if self._state is None else pickle.loads(self._state)
-        weights = read(self.agent.state_dict()) if self._held is None else self._weights.get(self._held)
+        weights = to_act(self.agent.state_dict()) if self._held is None else self._weights.get(self._held)
         return {"weights": weights, "goal": self.goal, **last}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -172,7 +172,7 @@ class Collector:
         """Start the collector where the replay's (rewound) counts are, with what is recorded beyond them."""
         self._end()
         if self._held is None:
-            self._held = self._weights.put(read(self.agent.state_dict()))
+            self._held = self._weights.put(to_act(self.agent.state_dict()))
         if not self.through:
             self._start()
 
@@ -393,8 +393,9 @@ def orders(pipe: Any) -> Iterator[Order]:
 # What travels
 
 
-def read(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of an agent's state that acting reads."""
+def to_act(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of an agent's state that acting reads: no optimisers, nothing to learn from, and no generators, which
+    whoever acts has of its own."""
     return {name: part for name, part in state.items() if not name.endswith(UNREAD)}
 
 

@@ -32,9 +32,9 @@ from reverie.run.collector import (
     each,
     packed,
     random_of,
-    read,
     room,
     serve,
+    to_act,
     with_random,
 )
 from reverie.run.folder import Plan
@@ -404,8 +404,8 @@ def test_every_agent_acts_there_as_it_would_here(tmp_path):
         first = [np.array([t == 0, t in (0, 2)]) for t in range(4)]
         act = lambda agent, t, carry: agent.act({**seen[t], "is_first": first[t]}, carry, "train")  # noqa: B023
 
-        weights = Weights(room(read(there.state_dict())))
-        sent = weights.get(weights.put(read(here.state_dict())))
+        weights = Weights(room(to_act(there.state_dict())))
+        sent = weights.get(weights.put(to_act(here.state_dict())))
         there.load_state_dict(with_random({**there.state_dict(), **sent}, random_of(here)))
         before = plain_of(here)
         carries = [agent.initial(2) for agent in (here, there)]
@@ -442,15 +442,18 @@ def test_an_agent_that_learns_otherwise_is_refused():
 
 
 TINY = dict(prefill=60, train_every=20, train_updates=2, batch_size=3)
+TINY_V3 = dict(prefill=60, train_ratio=3.0, batch_size=3, batch_length=6, pixels=False, steps=120)
 CASES = {
     "dreamer_v1": ("reverie/Catch-v0", dict(**TINY, steps=160, batch_length=6)),
     "sac": ("Pendulum-v1", dict(**TINY | {"train_every": 4}, steps=100)),
+    "dreamer_v3": ("Pendulum-v1", TINY_V3),  # remembers with every row
 }
 
 
-def run_of(folder, name, toys, meddle=lambda online: None, **run):
+def run_of(folder, name, toys, meddle=lambda online: None, env="", **run):
     """Everything about a whole run of an agent; ``meddle`` is called before each move."""
-    env, settings = CASES[name]
+    usual_env, settings = CASES[name]
+    env = env or usual_env
     config = presets.resolve(name, ["debug"], settings)
     usual = dict(collector=True, threads=1, eval_episodes=1, eval_every=0, time_limit=17, log_every=50)
     plan = Plan(name, env, ("debug",), config, RunConfig(**{**usual, **run}))
@@ -484,6 +487,38 @@ def test_a_collector_is_killed_and_nothing_is_changed(toys, tmp_path, name):
         found = run_of(tmp_path / "killed", name, toys, kill)
     assert found == expected
     assert len(set(killed)) == 2 and not any(alive(pid) for pid in killed)
+
+
+BREAKS = """
+import multiprocessing
+import gymnasium
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+
+class Breaks(PendulumEnv):
+    taken = 0
+
+    def step(self, action):
+        Breaks.taken += multiprocessing.current_process().name == "reverie-collector"
+        if {when}:
+            raise RuntimeError("the leg came off")
+        return super().step(action)
+
+gymnasium.register(__name__ + "-v0", Breaks, max_episode_steps=17)
+"""
+
+
+@pytest.mark.timeout(900)
+def test_an_environment_that_breaks_there_is_told_of_here(toys, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "breaks_once.py").write_text(BREAKS.format(when="Breaks.taken == 30"))
+    (tmp_path / "breaks_always.py").write_text(BREAKS.format(when="Breaks.taken >= 30"))
+    with pytest.warns(RuntimeWarning, match="the leg came off.*its episode is cut short and it is made anew"):
+        run_of(tmp_path / "once", "sac", toys, env="breaks_once:breaks_once-v0")
+    with (
+        pytest.warns(RuntimeWarning, match="the leg came off"),
+        pytest.raises(ReverieError, match="broke 3 times without one step between"),
+    ):
+        run_of(tmp_path / "always", "sac", toys, env="breaks_always:breaks_always-v0")
 
 
 @posix

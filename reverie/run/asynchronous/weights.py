@@ -9,12 +9,8 @@ from typing import Any
 from reverie import checkpoint
 from reverie.run.asynchronous.clock import Clock
 from reverie.run.asynchronous.settings import LOOK
+from reverie.run.collector import to_act
 from reverie.types import Agent, ReverieError
-
-
-def to_act(state: Mapping[str, Any]) -> dict[str, Any]:
-    """What an actor needs of an agent's state: all but the optimisers, and the generators, which stay its own."""
-    return {key: value for key, value in state.items() if not key.endswith("_opt") and key != "generators"}
 
 
 def publish(folder: Path, agent: Agent, updates: int, rows: int) -> int:
