@@ -370,9 +370,8 @@ def serve(make: Make, prefill: int, seed: int, weights: "Weights", pipe: Any, ou
                 after = packed({"driver": driver.state_dict(), "random": random_of(agent)})
                 outbox.put(Made(recorder.rows, finished, driver.env_steps, after))
                 recorder.rows = []
-                collecting = (
-                    driver.env_steps < order.until and not pipe.poll()
-                )  # only the end may come meanwhile
+                # What comes before an order is carried out can only be the end.
+                collecting = driver.env_steps < order.until and not pipe.poll()
     except ReverieError as error:
         outbox.put(ReverieError(str(error)))
     except Exception as error:
