@@ -24,8 +24,8 @@ sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve
 import rows  # noqa: E402
 
 RUNS = {  # agent, environment, preset, settings over it
-    "dreamer_v1 debug, cart-pole pixels": ("dreamer_v1", "dmc/cartpole_swingup", "debug", {"steps": 1_400}),
-    "sac laptop, pendulum": ("sac", "Pendulum-v1", "laptop", {"steps": 1_500, "prefill": 500}),
+    "dreamer_v1 debug, cart-pole pixels": ("dreamer_v1", "dmc/cartpole_swingup", "debug", {"steps": 1_000}),
+    "sac laptop, pendulum": ("sac", "Pendulum-v1", "laptop", {"steps": 1_000, "prefill": 300}),
 }
 
 
