@@ -2,8 +2,9 @@
 
 ``claims`` says what a claim is, ``classics`` holds those of the oldest agents, ``futures`` those of I2A and Distral,
 ``goals`` those of HER and TDM, ``memories`` those of World Models, ``pixels`` those of PlaNet and Dreamer,
-``one_setting`` that of Dreamer V3, ``robots`` those of DayDreamer, ``runner`` carries one out, ``runs`` reads what was
-run, ``statistics`` judges it. Registering a claim is importing its file: do it here.
+``one_setting`` that of Dreamer V3, ``robots`` those of DayDreamer; ``levels`` solves Sokoban for one of them,
+``runner`` carries one out, ``runs`` reads what was run, ``statistics`` judges it. Registering a claim is importing its
+file: do it here.
 """
 
 from reverie.reproduce import classics as classics

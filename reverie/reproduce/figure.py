@@ -14,7 +14,11 @@ from reverie.reproduce import statistics
 from reverie.reproduce.claims import Budget, Claim, Outcome, Sweep
 from reverie.reproduce.runs import Run, Values, by_arm, pooled, short
 
-SHOWN = {"return": "evaluation return", "length": "steps of an episode"}
+SHOWN = {
+    "return": "evaluation return",
+    "length": "steps of an episode",
+    "solved": "share of levels solved",
+}
 WORDS = {"holds": plot.COLOURS[2], "open": plot.QUIET, "fails": plot.COLOURS[1]}
 
 
@@ -52,7 +56,8 @@ def _curves(axes: Axes, claim: Claim, size: Budget, runs: Sequence[Run], task: s
         name: [plot.Curve(*run.curve(task)) for run in by_arm(runs).get(name, []) if task in run.tasks]
         for name in names
     }
-    chance = [value for run in runs if task in run.tasks and (value := run.random(task)) is not None]
+    drawn = [run for run in runs if task in run.tasks and run.arm in names]
+    chance = [value for run in drawn if (value := run.random(task)) is not None]
     lines = [
         plot.Line(p.value, f"{p.arm}, published: {p.value:g}\n({p.source})")
         for p in matching(claim, size)
@@ -64,6 +69,8 @@ def _curves(axes: Axes, claim: Claim, size: Budget, runs: Sequence[Run], task: s
     if clock.shows == "length":  # from thousands of steps to a few
         axes.set_yscale("log")
     plot.draw(axes, arms, random=random, published=lines, colours=colours)
+    if clock.shows == "solved":  # from ten steps to thousands
+        axes.set_xscale("log")
     axes.set(title=short(task), xlabel=clock.label, ylabel=SHOWN[clock.shows])
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+import reverie
 from reverie import presets
 from reverie.agents.distral import tabular, transfer
 from reverie.envs.two_rooms import BEFORE, GOALS, MOVES
@@ -23,6 +24,7 @@ from reverie.envs.two_rooms import CELLS as PLACES
 from reverie.media import atomic
 from reverie.presets import CELLS
 from reverie.reproduce.claims import Arm, Budget, Claim, Comparison, Of, Sweep, register
+from reverie.reproduce.levels import CLOCKS, WAYS, solve_levels
 from reverie.reproduce.runs import EPISODES, Measure, Run, Values, series
 
 # I2A in Sokoban
@@ -234,6 +236,93 @@ register(
 )
 
 
+# Levels solved against the steps that were simulated for them (Sec. 4.4)
+
+PLAYED, RETRIED, TREE, RANDOM = "I2A, once", "I2A, retries", "tree search", "chance"
+WHO = {
+    PLAYED: ("once", "i2a", I2A),
+    RETRIED: ("retries", "i2a", I2A),
+    TREE: ("tree", "a2c", WIDE),
+    RANDOM: ("chance", "a2c", ""),
+}
+
+
+def trained_or_solved(
+    agent: str, env: str, preset: str, run_dir: Path, seed: int, overrides: dict[str, Any]
+) -> None:
+    """The package's own training; or levels, by one of the ways of ``levels.py``."""
+    way = next((way for way in WAYS if way in overrides), None)
+    if way is None:
+        reverie.train(agent, env, preset, run_dir, **{"seed": seed, **overrides})
+    else:
+        solve_levels(way, overrides[way], env, run_dir, seed, overrides)
+
+
+def simulated(trained: tuple[Arm, ...], within: int, levels: int) -> tuple[Arm, ...]:
+    """Agents of the study, and who solves levels with them."""
+    how = dict(time_limit=trained[0].overrides["time_limit"], eval_episodes=levels)
+    solving = (
+        Arm(name, agent, trained[0].envs, within, how, clock=CLOCKS[way], world=world)
+        for name, (way, agent, world) in WHO.items()
+    )
+    return (*(replace(arm, shown=False) for arm in trained), *solving)
+
+
+def _in_the_end(run: Run) -> Values:
+    return {run.env: [run.curve()[1][-1]]} if len(run.curve()[1]) else {}
+
+
+def _on_the_way(run: Run) -> Values:
+    return {run.env: [float(run.curve()[1].mean())]} if len(run.curve()[1]) else {}
+
+
+IN_THE_END = Measure("solved", "share of levels", _in_the_end)
+ON_THE_WAY = Measure("solved_on_the_way", "share of levels", _on_the_way)
+
+
+def _simulated_sizes() -> dict[str, Budget]:
+    of = {name: budget.arms for name, budget in sizes((I2A, WIDE)).items()}
+    note = (
+        "Levels that nobody trained on. A simulated step is a board and an action asked for what follows: H for each "
+        "action at each step of I2A, one more in its model, and one for each new branch of a tree, whose leaves the "
+        "model-free agent values. Tree search and chance have the true rules; `on the way` is the mean over the "
+        "logarithm of simulated steps. The paper's tree search has a deeper value network, and constants it does not "
+        "print. "
+    )
+    small = (
+        "In 7x7 cells with two boxes whole levels are short (about ten steps) and have few boards, so that a search "
+        "through the true rules is cheap, where the paper's have about fifty steps."
+    )
+    return {
+        "laptop": Budget("laptop", 3, simulated(of["laptop"], 10_000, 100), note + small),
+        "gpu": Budget("laptop", 3, simulated(of["gpu"], 10_000, 500), note + small),
+        "paper": Budget("laptop", 3, simulated(of["paper"], 100_000, 1_000), note.strip()),
+        "debug": Budget(
+            "debug", 3, simulated(of["debug"], 200, 4), "Shows nothing but that every part runs."
+        ),
+    }
+
+
+register(
+    Claim(
+        name="i2a-efficiency",
+        system="I2A",
+        study=STUDY,
+        sentence="I2A solves levels with far fewer simulated steps than a search through the true rules, and more of "
+        "them if it tries each in its model first.",
+        train=trained_or_solved,
+        budgets=_simulated_sizes(),
+        comparisons=(
+            Comparison(f"{RETRIED} - {PLAYED}", Of(RETRIED, IN_THE_END), Of(PLAYED, IN_THE_END)),
+            Comparison(f"on the way: {PLAYED} - {TREE}", Of(PLAYED, ON_THE_WAY), Of(TREE, ON_THE_WAY)),
+            Comparison(
+                f"on the way: {TREE} - {RANDOM}", Of(TREE, ON_THE_WAY), Of(RANDOM, ON_THE_WAY), counts=False
+            ),
+        ),
+    )
+)
+
+
 # Distral in the two rooms
 
 GRID = "reverie/TwoRooms-v0"
@@ -302,7 +391,7 @@ register(
 
 # A new goal beside what other goals have in common
 
-PRIOR, KL_PRIOR = "prior of the other goals", "that prior, KL alone"
+PRIOR, KL_PRIOR = "prior", "prior, KL alone"
 NO_PRIOR, UNSURE = "no prior", "no prior, beta 10"
 _TRANSFER = {
     PRIOR: dict(alpha=0.5),
