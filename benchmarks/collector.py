@@ -37,7 +37,8 @@ def measure(what: str, collector: bool, threads: int) -> dict[str, float]:
     from reverie.machine import prepare
     from reverie.run.folder import Plan
     from reverie.run.loop import RunConfig
-    from reverie.run.train import Parts, go_on, make_loop
+    from reverie.run.parts import Parts
+    from reverie.run.train import go_on, loop_of
 
     agent, env, preset, settings = RUNS[what]
     config = presets.resolve(agent, [preset], settings)
@@ -46,7 +47,7 @@ def measure(what: str, collector: bool, threads: int) -> dict[str, float]:
     )
     prepare(threads)
     with tempfile.TemporaryDirectory() as folder, Parts() as parts:
-        loop = make_loop(Plan(agent, env, (preset,), config, run), Path(folder) / "run", parts)
+        loop = loop_of(agent).make(Plan(agent, env, (preset,), config, run), Path(folder) / "run", parts)
         go_on(loop)
         begun, begin = 0, 0.0
         while not loop.at_end or loop.pending:

@@ -18,10 +18,14 @@ __all__ = ["AGENTS", "ReverieError", "load", "make_env", "train"]
 
 def __getattr__(name: str):
     """The heavy rooms are entered when they are first asked for."""
-    if name in ("train", "load"):
-        from importlib import import_module
+    if name == "train":
+        from reverie.run.train import train
 
-        return getattr(import_module("reverie.run.train"), name)
+        return train
+    if name == "load":
+        from reverie.run.trained import load
+
+        return load
     if name == "make_env":
         from reverie.envs import make_env
 

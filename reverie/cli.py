@@ -231,7 +231,7 @@ def chosen(argv: list[str]) -> tuple[str, list[str], tuple[str, ...], Any]:
 
 
 def evaluate(args: Evaluate) -> int:
-    from reverie.run.train import evaluate_run
+    from reverie.run.trained import evaluate_run
 
     result, by_chance, path = evaluate_run(args.run, args.episodes, args.video)
     print(f"return         {result.mean:.1f} ± {result.std:.1f} over {plural(args.episodes, 'episode')}")
@@ -242,7 +242,7 @@ def evaluate(args: Evaluate) -> int:
 
 
 def imagine(args: Imagine) -> int:
-    from reverie.run.train import imagine_run
+    from reverie.run.trained import imagine_run
 
     for path in imagine_run(args.run, args.context, args.length, args.seed):
         print(path)

@@ -249,8 +249,9 @@ def training(agent: str, env_name: str, names: tuple[str, ...], pixels: bool) ->
     """What will be trained on what, and how long it will take."""
     from reverie.run.folder import Plan
     from reverie.run.loop import RunConfig
-    from reverie.run.online import Online, length
-    from reverie.run.train import env_factory, loop_of, make_agent, make_replay, rows, spaces
+    from reverie.run.online import length, rows
+    from reverie.run.parts import env_factory, make_agent, make_replay
+    from reverie.run.train import loop_name, spaces
 
     fields = presets.config_class(agent).__dataclass_fields__
     config = presets.resolve(agent, names, {"pixels": pixels} if "pixels" in fields else {})
@@ -269,8 +270,8 @@ def training(agent: str, env_name: str, names: tuple[str, ...], pixels: bool) ->
             yield Row(GOOD, "parameters", f"{sum(sizes):,}")
         decision = decision_seconds(learner, env)
         yield Row(GOOD, "decision", f"{1e3 * decision:.1f} ms")
-        if loop_of(agent) is not Online:
-            staged = loop_of(agent).__name__ == "Staged"
+        if loop_name(agent) != "online":
+            staged = loop_name(agent) == "staged"
             yield from (forecast_stages if staged else forecast_rollouts)(plan, step, learner, env)
             return
         batch = random_batch(env, config.batch_size, length(config))

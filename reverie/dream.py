@@ -36,7 +36,7 @@ from torch import Tensor
 
 from reverie.data.replay import Replay
 from reverie.envs import Env
-from reverie.types import ActionSpace, Batch, Carry, ObsSpace, ReverieError, Step, World
+from reverie.types import ActionSpace, Batch, Carry, HasWorld, ObsSpace, ReverieError, Step, World
 
 FPS = 20  # of what is rendered
 
@@ -417,7 +417,7 @@ def open_run(run: str | Path, context: int = 5, starts: int = 1000) -> Opened:
     Each is a sequence of ``context`` rows that does not end with an episode (those that do are left out). The
     run may be going on meanwhile. Raises ``ReverieError`` if there is nothing to dream of.
     """
-    from reverie.run.train import open_replay
+    from reverie.run.trained import open_replay
 
     if context < 1 or starts < 1:
         raise ReverieError(f"dreams need context >= 1 and starts >= 1, got {context} and {starts}")
@@ -451,17 +451,16 @@ def _longest(replay: Replay) -> int:
 
 def _open_world(run: str | Path) -> tuple[Any, World]:
     """The trained agent of a run, and its world."""
-    from reverie.run.train import load
+    from reverie.run.trained import load
 
     player = load(run)
-    world = getattr(player.agent, "world", None)
-    if world is None:
+    if not isinstance(player.agent, HasWorld):
         raise ReverieError(
             f"{run} is a run of {player.plan.agent}, which learns no world: there is nothing to dream of"
         )
     if getattr(player.agent, "updates", None) == 0:
         raise ReverieError(f"the world of {run} has not learned anything yet; train it longer")
-    return player, world
+    return player, player.agent.world
 
 
 def make_dream(

@@ -215,6 +215,7 @@ def draw(
     axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: steps(v)))
     axes.xaxis.set_major_locator(MaxNLocator(6))
     axes.margins(x=0.01, y=0.06)
+    axes.autoscale_view()  # else it comes after the labels, whose heights follow from it
     label_ends(axes, ends)
 
 

@@ -33,6 +33,7 @@ Carry = Any  # what survives between two calls; each agent or world defines its 
 Metrics = dict[str, Any]  # slashed names to scalars: {"loss/reward": 0.3}
 Media = dict[str, tuple[np.ndarray, np.ndarray]]  # slashed names to truth and prediction, uint8 "B T h w c"
 Mode = Literal["train", "eval"]
+LoopName = Literal["online", "on_policy", "staged"]  # of those in run/
 
 
 class ReverieError(Exception):
@@ -143,7 +144,10 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class Agent(Protocol):
-    """That which acts and learns. It never sees an environment or a loop."""
+    """That which acts and learns. It never sees an environment or a loop.
+
+    Its class names the loop it learns in, ``loop: ClassVar[LoopName]``, unless that is "online".
+    """
 
     def initial(self, n: int) -> Carry:
         """What the agent remembers at the start of ``n`` streams."""
@@ -180,6 +184,39 @@ class Remembers(Protocol):
 
     def remember(self, carry: Carry) -> dict[str, np.ndarray]:
         """The columns, "n ...", of what ``act`` gave as the carry."""
+
+
+@runtime_checkable
+class SeeksGoals(Protocol):
+    """An agent that has to know what other goals would have been worth; whoever makes it tells it."""
+
+    goals: Any  # envs.base.Goals
+
+
+@runtime_checkable
+class Simulates(Protocol):
+    """An agent that may imagine by the environment's own rules; whoever makes it gives them, if it ``simulates``."""
+
+    rules: Any  # envs.base.Rules
+
+    @property
+    def simulates(self) -> bool: ...
+
+
+@runtime_checkable
+class HasWorld(Protocol):
+    """An agent that has a learned world, which can be imagined in."""
+
+    @property
+    def world(self) -> World: ...
+
+
+@runtime_checkable
+class Foresees(Protocol):
+    """An agent that imagines a future for every action it might take."""
+
+    def strip(self, batch: Batch) -> tuple[Any, ...] | None:
+        """One row of ``batch``, what followed it, and its futures, for ``media.save_futures``; None if none fits."""
 
 
 @runtime_checkable

@@ -135,6 +135,16 @@ def test_labels_with_room_stay_where_they_are():
     assert plot.apart([0.5, 0.5], [0.2, 0.2]) == pytest.approx([0.4, 0.6])
 
 
+@pytest.mark.parametrize("random", [-1.0, 1200.0])
+def test_a_label_stands_beside_its_line_wherever_that_is(random):
+    axes = Figure().add_subplot()
+    plot.draw(axes, {"ours": [plot.Curve(np.array([100.0]), np.array([-1200.0]))]}, random=random)
+    low, high = axes.get_ylim()
+    heights = {text.get_text(): text.xy[1] for text in axes.texts}
+    expected = {"ours": (-1200 - low) / (high - low), "random policy": (random - low) / (high - low)}
+    assert heights == pytest.approx(expected) and all(0 < height < 1 for height in heights.values())
+
+
 def test_steps_are_said_short():
     assert [plot.steps(v) for v in (0, 500, 2500, 1e6)] == ["0", "500", "2.5k", "1M"]
 

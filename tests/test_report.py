@@ -81,6 +81,15 @@ def test_a_whole_run_is_told(run):
     ]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_run_of_one_evaluation_far_from_chance_is_drawn_without_a_warning(tmp_path):
+    row = {"env_steps": 100, "eval/return": -1200.0, "loss/image": 0.5}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    (tmp_path / "evaluation.json").write_text('{"mean": -1200, "random": {"mean": -3}}')
+    page = Page(report.write_report(tmp_path).read_text())
+    assert "learning curve" in [image["alt"] for image in page.images]
+
+
 def test_the_page_needs_no_network_and_no_script(run):
     text = report.write_report(run).read_text()
     page = Page(text)

@@ -27,7 +27,7 @@ of its last row. Vectors, and several discrete or continuous actions, are ours.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ from reverie.heads import split_space
 from reverie.nets import MLP, Convs, GridConv, Linear
 from reverie.ops.returns import n_step_returns
 from reverie.optim import Optimizer, RMSProp, step
-from reverie.types import ActionSpace, Batch, Carry, Media, Metrics, Mode, ObsSpace
+from reverie.types import ActionSpace, Batch, Carry, LoopName, Media, Metrics, Mode, ObsSpace
 from reverie.when import linear
 
 
@@ -160,7 +160,7 @@ class ActorCritic(nn.Module):
 class A2C:
     """The agent. One optimiser owns all of it."""
 
-    loop = "on_policy"
+    loop: ClassVar[LoopName] = "on_policy"
 
     def __init__(
         self,

@@ -62,7 +62,7 @@ from reverie.imagine import open_loop
 from reverie.nets import LSTM, Convs, GridConv, Linear
 from reverie.ops.returns import n_step_returns
 from reverie.optim import Optimizer, RMSProp, step
-from reverie.types import ActionSpace, Batch, Media, Metrics, Mode, ObsSpace, ReverieError
+from reverie.types import ActionSpace, Batch, LoopName, Media, Metrics, Mode, ObsSpace, ReverieError
 from reverie.when import linear
 
 
@@ -307,7 +307,7 @@ class I2A:
     goes on, given by whoever made it, for a ``model`` that is the simulator."""
 
     rules: Rules | None = None
-    loop: ClassVar[str] = "on_policy"
+    loop: ClassVar[LoopName] = "on_policy"
     still = ("model", "guide")  # modules that are not moved any more once the model is learned
 
     def __init__(
@@ -422,6 +422,10 @@ class I2A:
     def keep(self, frame: Tensor) -> Tensor:
         """Frames as they are stored: of cells, which plane is set."""
         return frame.argmax(-1).byte() if self.config.frames == "cells" else frame
+
+    @property
+    def simulates(self) -> bool:
+        return self.config.model == "simulator"
 
     @property
     def simulator(self) -> Rules:

@@ -39,7 +39,7 @@ from reverie.dists import Bernoulli, Mixture, noise_like
 from reverie.imagine import look
 from reverie.nets import LSTM, ImageDecoder, ImageEncoder, Linear, rounded
 from reverie.optim import Gradient, Optimizer, step
-from reverie.types import ActionSpace, Batch, Media, Metrics, Mode, ObsSpace, ReverieError
+from reverie.types import ActionSpace, Batch, LoopName, Media, Metrics, Mode, ObsSpace, ReverieError
 
 
 @dataclass(frozen=True)
@@ -337,7 +337,7 @@ NEVER = 20.0  # logit of what does not happen
 class WorldModels:
     """The agent. In mode "train" it acts at random, to collect; in mode "eval" C acts."""
 
-    loop: ClassVar[str] = "staged"
+    loop: ClassVar[LoopName] = "staged"
 
     def __init__(
         self,

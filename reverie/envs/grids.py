@@ -122,6 +122,7 @@ class Grids(VectorEnv):
             "render_modes": ["rgb_array", "ansi"],
             "render_fps": self.fps,
             "autoreset_mode": self.autoreset_mode,
+            "channels": "last",
         }
         self.height, self.width = shape
         self._tiles, self._sprites = Tiles(num_envs, *shape, tiles), sprites
@@ -302,6 +303,7 @@ class Grid(gymnasium.Env):
         "render_modes": ["rgb_array", "ansi"],
         "render_fps": Grids.fps,
         "pixels": {"obs": "pixels"},  # for make_env(pixels=True)
+        "channels": "last",  # a small board may have as many planes
     }
 
     def __init__(self, grids: Grids) -> None:

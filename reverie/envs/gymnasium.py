@@ -1,9 +1,9 @@
 """Any Gymnasium environment, untouched: its spaces become ours here, or are refused in a sentence.
 
 Observations: a Box is a float32 vector, or a picture when it is one (uint8 of 2 or 3 dimensions, or 3
-dimensions with bounds [0, 1] or [0, 255]; channels may come first or last); Discrete and MultiDiscrete are
-one-hot, a MultiBinary is a vector of 0 and 1; Dict and Tuple nest, their keys joined by slashes. A lone entry
-is called
+dimensions with bounds [0, 1] or [0, 255]). Its channels come first or last: an environment may say which,
+``metadata = {"channels": "last"}``, and otherwise their number tells. Discrete and MultiDiscrete are one-hot, a
+MultiBinary is a vector of 0 and 1; Dict and Tuple nest, their keys joined by slashes. A lone entry is called
 "image" or "vector".
 
 Actions: a bounded Box is scaled from [-1, 1]; Discrete and MultiDiscrete are one-hot groups, and each entry
@@ -66,7 +66,7 @@ class Gymnasium(Env):
         self.env = env
         self.name = name or (env.spec.id if env.spec else type(env.unwrapped).__name__)
         self._count, self._running = 0, False
-        self._entries = _entries(env.observation_space, self.name)
+        self._entries = _entries(env.observation_space, self.name, (env.metadata or {}).get("channels", ""))
         self.obs_space = {key: space for key, space, _, _ in self._entries}
         self.act_space, self._theirs = _action(env.action_space, self.name)
         self.goals = _goals(env)
@@ -273,8 +273,8 @@ def _goals(env: Any) -> Goals | None:
 # Spaces of observations -----------------------------------------------------------------------------------
 
 
-def _entries(space: Any, name: str) -> list[Entry]:
-    """Every entry of an observation space, flat."""
+def _entries(space: Any, name: str, channels: str) -> list[Entry]:
+    """Every entry of an observation space, flat. ``channels`` of pictures: "first", "last", or "" if nobody says."""
     found: list[Entry] = []
 
     def visit(space: Any, key: str, path: tuple[Any, ...]) -> None:
@@ -287,7 +287,7 @@ def _entries(space: Any, name: str) -> list[Entry]:
             for child, inner in children:
                 visit(inner, f"{key}/{child}" if key else str(child), (*path, child))
             return
-        ours, read = _leaf(space, key, name)
+        ours, read = _leaf(space, key, name, channels)
         if 0 not in ours.shape:
             found.append((key or ("image" if ours.is_image else "vector"), ours, path, read))
 
@@ -304,9 +304,9 @@ def _entries(space: Any, name: str) -> list[Entry]:
     return found
 
 
-def _leaf(space: Any, key: str, name: str) -> tuple[Space, Reader]:
+def _leaf(space: Any, key: str, name: str, channels: str) -> tuple[Space, Reader]:
     if isinstance(space, spaces.Box):
-        return _picture(space) or _vector(space.shape)
+        return _picture(space, channels) or _vector(space.shape)
     if isinstance(space, spaces.Discrete):
         return _one_hot(np.array([space.n]), np.array([space.start]))
     if isinstance(space, spaces.MultiDiscrete):
@@ -349,7 +349,7 @@ def _one_hot(counts: np.ndarray, start: np.ndarray) -> tuple[Space, Reader]:
     return Space((total,)), read
 
 
-def _picture(space: Any) -> tuple[Space, Reader] | None:
+def _picture(space: Any, channels: str) -> tuple[Space, Reader] | None:
     """The space and reader of a Box that is a picture, or None if it is none."""
     shape = space.shape
     if len(shape) not in (2, 3) or 0 in shape:
@@ -363,7 +363,7 @@ def _picture(space: Any) -> tuple[Space, Reader] | None:
     if space.dtype != np.uint8 and not (len(shape) == 3 and bounds in ({0.0, 1.0}, {0.0, 255.0})):
         return None
     scale = np.float32(255.0 if bounds == {0.0, 1.0} else 1.0)
-    turned = len(shape) == 3 and shape[2] not in (1, 3, 4) and shape[0] < min(shape[1:])
+    turned = len(shape) == 3 and (channels == "first" if channels else _channels_first(*shape))
     ours = (*shape, 1) if len(shape) == 2 else (*shape[1:], shape[0]) if turned else shape
     essence = tuple(n for n in shape if n != 1)
 
@@ -384,6 +384,14 @@ def _picture(space: Any) -> tuple[Space, Reader] | None:
         return np.array(value, np.uint8, order="C").reshape(ours)
 
     return Space(tuple(int(n) for n in ours), "uint8"), read
+
+
+def _channels_first(first: int, middle: int, last: int) -> bool:
+    """A guess: 1, 3 or 4 at the end are channels; what is left of a square are channels; and so are few before many.
+    A small board with a plane for each kind of thing is none of these, and stays as it is."""
+    if last in (1, 3, 4) or first == middle:
+        return False
+    return middle == last or 2 * first <= min(middle, last)
 
 
 # Spaces of actions ----------------------------------------------------------------------------------------

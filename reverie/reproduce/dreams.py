@@ -20,7 +20,7 @@ def predict(
     The newest checkpoint acts, without exploration noise; its model then sees ``context`` rows and imagines
     the others from the actions. Raises ``ReverieError`` if an episode is shorter, or shows no picture.
     """
-    from reverie.run.train import load
+    from reverie.run.trained import load
 
     player = load(folder)
     image = next((key for key, space in player.obs_space.items() if space.is_image), None)

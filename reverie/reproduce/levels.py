@@ -35,7 +35,7 @@ from reverie.envs.base import Rules
 from reverie.envs.batch import batched
 from reverie.media import atomic
 from reverie.reproduce.runs import Clock
-from reverie.run.train import load
+from reverie.run.trained import load
 from reverie.types import ReverieError
 
 ATTEMPTS = 16  # App. D.2

@@ -86,6 +86,12 @@ class Loop(ABC):
         self.sat_down = self.saved_at = time.monotonic()
         self.save_took = 0.0
 
+    @staticmethod
+    @abstractmethod
+    def make(plan: Any, folder: Path, parts: Any) -> "Loop":
+        """The loop of a ``folder.Plan`` with all its parts, from the front door of its environment to its log.
+        Those that must be closed are added to ``parts`` (``parts.Parts``)."""
+
     @property
     @abstractmethod
     def done(self) -> bool: ...

@@ -18,19 +18,25 @@ episode's seed and the actions taken in it. Environments that are stepped as one
 instead. One that does neither faithfully begins a new episode, with a warning.
 """
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from reverie import checkpoint
 from reverie.data.replay import Replay
 from reverie.logger import Logger, duration, plural
 from reverie.run.driver import FLAGS, like, row_of
+from reverie.run.folder import Plan, write_plan
 from reverie.run.loop import ByEnvSteps, RunConfig, Show, at_least, nothing
+from reverie.run.parts import Parts, make_agent, make_envs, make_replay, other_run, replay_size
+from reverie.run.show import show
 from reverie.types import Batch, Carry, ReverieError, Step
 
 
@@ -66,6 +72,26 @@ class OnPolicy(ByEnvSteps):
         self.history = History(n)
         self.model_updates = 0
         self.score, self.length = np.zeros(n, np.float64), np.zeros(n, np.int64)
+
+    @staticmethod
+    def make(plan: Plan, folder: Path, parts: Parts) -> "OnPolicy":
+        c, run = plan.config, plan.run
+        world = Path(c.world) if getattr(c, "world", "") else None
+        if world and not checkpoint.paths(folder / "checkpoints"):
+            read_model(world, plan)  # refused, if it has to be, before anything is made
+        envs = parts.add(make_envs(plan, c.actors))
+        eval_envs = parts.add(make_envs(plan, run.eval_episodes, evaluation=True))
+        agent = make_agent(plan, envs)
+        # What a model learns from; an agent without one, or with another run's, records nothing.
+        recorded = 0 if world else getattr(c, "model_steps", 0)
+        needed = 2 * math.ceil(recorded / c.action_repeat / envs.n) + 2 * c.length + 2 if recorded else 2
+        replay_size(plan, envs, needed, 2)
+        write_plan(folder, plan)
+        logger = parts.add(Logger(folder, run.wandb, plan.as_dict()))
+        replay = parts.add(make_replay(plan, envs, folder, needed, 2))
+        given = (lambda loop: loop.take_model(read_model(world, plan))) if world else None
+        shown = partial(show, plan)
+        return OnPolicy(agent, envs, eval_envs, replay, c, run, folder, logger, shown, plan.env, given)
 
     # Where it is
 
@@ -312,3 +338,12 @@ def stacked(rows: list[Step], actions: list[np.ndarray]) -> Batch:
         torch.from_numpy(flags["is_last"]),
         torch.from_numpy(flags["is_terminal"]),
     )
+
+
+def read_model(folder: Path, plan: Plan) -> dict[str, Any]:
+    """The state of the run whose environment model is to be used."""
+    names = [name for name in plan.config.__dataclass_fields__ if name.startswith(("model_", "frames"))]
+    there, state = other_run(folder, plan, (*names, "pixels", "image_size", "action_repeat"))
+    if state["model_updates"] < there.config.model_updates:
+        raise ReverieError(f"--world {folder} has not learned its model yet; let it go on first")
+    return state

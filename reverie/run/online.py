@@ -12,16 +12,24 @@ Updates fall due in bursts, ``train_updates`` for every ``train_every`` env step
 learn from are sequences of ``batch_length`` rows, or what the agent draws itself (``types.Draws``).
 """
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from reverie.envs import Envs
 from reverie.logger import Logger
+from reverie.run.collector import Collector, Streams
 from reverie.run.driver import Driver
+from reverie.run.folder import Plan, write_plan
 from reverie.run.loop import ByEnvSteps, RunConfig, Show, at_least, nothing
+from reverie.run.parts import Parts, make_agent, make_envs, make_replay, replay_size
+from reverie.run.show import show
 from reverie.types import Agent, Draws, Remembers, ReverieError
 
 
@@ -55,6 +63,29 @@ class Online(ByEnvSteps):
         self.pretrain = getattr(config, "pretrain", 0)
         self.pending = 0  # updates due
         self.next_train = config.prefill
+
+    @staticmethod
+    def make(plan: Plan, folder: Path, parts: Parts) -> "Online":
+        eval_envs = parts.add(make_envs(plan, plan.run.eval_episodes, evaluation=True))
+        if plan.run.collector:
+            envs: Any = Streams(plan.run.envs, eval_envs.obs_space, eval_envs.act_space)
+            driver: Any = partial(Collector, partial(actor, plan), plan.config, alone=not plan.run.workers)
+        else:
+            envs, driver = parts.add(make_envs(plan, plan.run.envs)), Driver
+        agent = make_agent(plan, envs)
+        needed, least = rows(plan, envs.n)
+        context = agent.context if isinstance(agent, Remembers) else None
+        replay_size(plan, envs, needed, least, context)
+        write_plan(folder, plan)  # not before all of it is known to work
+        logger = parts.add(Logger(folder, plan.run.wandb, plan.as_dict()))
+        replay = parts.add(make_replay(plan, envs, folder, needed, least, context))
+        shown = partial(show, plan)
+        online = Online(
+            agent, envs, eval_envs, replay, plan.config, plan.run, folder, logger, shown, plan.env, driver
+        )
+        if plan.run.collector:
+            parts.add(online.driver)
+        return online
 
     @property
     def env_steps(self) -> int:
@@ -157,3 +188,16 @@ class Online(ByEnvSteps):
 def length(config: Any) -> int:
     """Rows of the sequences an agent learns from: two, a transition, where its Config does not say."""
     return getattr(config, "batch_length", 2)
+
+
+def rows(plan: Plan, n: int) -> tuple[int, int]:
+    """How many rows a run can make in each of its ``n`` environments, and how many its replay must hold."""
+    # An episode of k decisions has k + 1 rows; one-step episodes have two.
+    return 2 * math.ceil(plan.config.steps / plan.config.action_repeat / n) + 2, 2 * length(plan.config)
+
+
+def actor(plan: Plan) -> tuple[Agent, Envs]:
+    """What a collector needs in its process: the plan's agent, on the CPU, and its environments."""
+    plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, device="cpu"))
+    envs = make_envs(plan, plan.run.envs)
+    return make_agent(plan, envs), envs

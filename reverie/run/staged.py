@@ -16,6 +16,7 @@ remembered to go on.
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,20 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
+from reverie import checkpoint
 from reverie.agents.world_models import VM, Evolution, Latents, Memory, WorldModels
 from reverie.data import episodes
 from reverie.data.replay import Replay
 from reverie.dream import rollouts
 from reverie.logger import Logger, Progress, duration, plural
+from reverie.machine import CORES
 from reverie.run.driver import Driver
 from reverie.run.evaluate import Interrupted
+from reverie.run.folder import Plan, write_plan
 from reverie.run.loop import Loop, RunConfig, Show, at_least, nothing
-from reverie.run.population import Job, Journal, Population, Result
+from reverie.run.parts import Parts, env_factory, make_agent, make_envs, make_replay, other_run, replay_size
+from reverie.run.population import Cluster, Job, Journal, Population, Processes, Recipe, Result
+from reverie.run.show import show
 from reverie.types import Metrics, ReverieError
 
 STAGES = ("collect", "V", "encode", "M", "C")
@@ -40,6 +46,7 @@ AT_LEAST_1 = (
     *("starts", "dream_steps", "quick_episodes", "final_episodes"),
 )
 ENCODE = 500  # pictures encoded in one move
+LONGEST = 10_000  # decisions of an episode, when nobody knows
 
 
 class Staged(Loop):
@@ -85,6 +92,41 @@ class Staged(Loop):
         # Clocks. Nothing that is learned depends on them.
         self.spent: dict[str, float] = dict.fromkeys((*STAGES, "evaluate"), 0.0)
         self.counted: dict[str, int] = dict.fromkeys((*STAGES, "evaluate"), 0)
+
+    @staticmethod
+    def make(plan: Plan, folder: Path, parts: Parts) -> "Staged":
+        c, run = plan.config, plan.run
+        fresh = not checkpoint.paths(folder / "checkpoints")
+        if c.world and fresh:
+            read_world(Path(c.world), plan)  # refused, if it has to be, before anything is made
+        envs = parts.add(make_envs(plan, run.envs, name=c.collect_env))
+        eval_envs = parts.add(make_envs(plan, min(run.eval_episodes, c.quick_episodes), evaluation=True))
+        agent = make_agent(plan, eval_envs)
+        # How long episodes will be is not known: all that --replay-size holds. A world that is given needs none.
+        needed = 2 if c.world else LONGEST * c.rollouts // envs.n
+        replay_size(plan, envs, needed, 2)
+        write_plan(folder, plan)
+        logger = parts.add(Logger(folder, run.wandb, plan.as_dict()))
+        replay = parts.add(make_replay(plan, envs, folder, needed, 2))
+        recipe = Recipe(plan.agent, c, env_factory(plan), run.seed)
+        workers = run.workers or CORES
+
+        def population() -> Population:
+            if not run.cluster:
+                return Processes(recipe, workers)
+            return Cluster(recipe, workers, None if run.cluster == "local" else run.cluster)
+
+        def given(loop: Staged) -> None:
+            if c.world:
+                loop.take_world(read_world(Path(c.world), plan))
+            else:
+                loop.take_episodes(Path(c.episodes))
+
+        assert isinstance(agent, WorldModels)
+        shown = partial(show, plan)
+        instead = given if c.world or c.episodes else None
+        made = Staged(agent, envs, eval_envs, replay, c, run, folder, logger, population, shown, instead)
+        return parts.add(made)
 
     # Where it is
 
@@ -570,3 +612,14 @@ def on_disk(path: Path, shape: tuple[int, ...]) -> np.memmap:
 def derived(*numbers: int) -> int:
     """A seed in [0, 2^31) from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0] >> 1)
+
+
+def read_world(folder: Path, plan: Plan) -> dict[str, Any]:
+    """The state of the run whose V and M are to be used."""
+    same = ("image_size", "depth", "latents", "units", "components", "restart", "rewards")
+    _, state = other_run(folder, plan, same)
+    if state["stage"] != "C":
+        raise ReverieError(
+            f"--world {folder} is at stage {state['stage']} and has no M yet; let it go on first"
+        )
+    return state

@@ -13,10 +13,8 @@ from reverie.types import Agent, NotFinite, ReverieError, World
 
 EVERYTHING, PICTURE, VECTOR = ("image", "vector", "mixed"), ("image",), ("vector",)
 NUMBERS, CHOICE = ("continuous",), ("discrete",)
-ONE, ANY = (
-    ("continuous", "discrete"),
-    ("continuous", "discrete", "multidiscrete"),
-)  # numbers, or so many choices
+ONE = (*NUMBERS, *CHOICE)
+ANY = (*ONE, "multidiscrete")
 TAKES = {  # kinds of action, kinds of observation
     "dyna_q": (CHOICE, EVERYTHING),
     "a2c": (ANY, EVERYTHING),

@@ -124,9 +124,37 @@ def test_values_survive_the_border() -> None:
     assert shown(spaces.Box(-9, 9, (2, 2)), [[1, 2], [3, 4]]) == [1, 2, 3, 4]
     assert shown(spaces.Box(0.0, 1.0, (1, 6, 6)), np.full((1, 6, 6), 0.5))[0][0] == [128]
     first = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
-    wide = spaces.Box(0, 255, (2, 3, 5), np.uint8)
-    assert shown(wide, np.arange(30, dtype=np.uint8).reshape(2, 3, 5))[0][1] == [1, 16]
+    wide = spaces.Box(0, 255, (2, 4, 5), np.uint8)
+    assert shown(wide, np.arange(40, dtype=np.uint8).reshape(2, 4, 5))[0][1] == [1, 21]
     assert shown(spaces.Box(0, 255, (2, 3, 4), np.uint8), first) == first.tolist()
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ((84, 84, 4), (84, 84, 4)),
+        ((4, 84, 84), (84, 84, 4)),
+        ((210, 160, 12), (210, 160, 12)),  # four frames in colour
+        ((12, 210, 160), (210, 160, 12)),
+        ((3, 7, 9), (7, 9, 3)),
+        ((5, 7, 3), (5, 7, 3)),
+        ((10, 10, 7), (10, 10, 7)),  # boards, and a plane for each kind of thing
+        ((7, 10, 10), (10, 10, 7)),
+        ((12, 10, 10), (10, 10, 12)),
+        ((6, 9, 7), (6, 9, 7)),
+        ((15, 19, 20), (15, 19, 20)),
+    ],
+)
+def test_channels_are_told_by_their_number(theirs: tuple[int, ...], ours: tuple[int, ...]) -> None:
+    env = from_gymnasium(Odd(spaces.Box(0, 255, theirs, np.uint8)), image_size=None)
+    assert env.obs_space["image"].shape == ours
+
+
+@pytest.mark.parametrize(("said", "ours"), [("first", (5, 7, 6)), ("last", (6, 5, 7))])
+def test_channels_are_where_the_environment_says(said: str, ours: tuple[int, ...]) -> None:
+    env = Odd(spaces.Box(0, 255, (6, 5, 7), np.uint8))
+    env.metadata = {"channels": said}
+    assert from_gymnasium(env, image_size=None).obs_space["image"].shape == ours
 
 
 @pytest.mark.parametrize(

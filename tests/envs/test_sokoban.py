@@ -610,3 +610,12 @@ def test_levels_given_as_arrays_are_checked() -> None:
         Sokobans(2, levels=np.stack([parse(["#####", "#@$.#", "#####"]), parse(["#####", "# $.#", "#####"])]))
     with pytest.raises(ReverieError, match="uint8 of shape"):
         Sokobans(2, levels=np.zeros((2, 5), np.uint8))
+
+
+def test_the_planes_of_a_board_smaller_than_their_number_are_not_turned() -> None:
+    """6 x 9 cells with seven planes: fewer rows than planes."""
+    env = gymnasium.make("reverie/Sokoban-v0", size=(6, 9), boxes=1, levels=1)
+    ours = from_gymnasium(env, image_size=None)
+    assert ours.obs_space["image"].shape == (6, 9, 7)
+    theirs, _ = env.reset(seed=3)
+    assert np.array_equal(ours.reset(3).obs["image"], 255 * theirs)

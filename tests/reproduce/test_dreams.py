@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from reverie.reproduce import dreams
-from reverie.run import train
+from reverie.run import trained
 from reverie.types import ActionSpace, ReverieError, Space, Step
 
 
@@ -58,7 +58,7 @@ class Counter:
 @pytest.fixture
 def player(monkeypatch):
     player = Counter()
-    monkeypatch.setattr(train, "load", lambda folder: player)
+    monkeypatch.setattr(trained, "load", lambda folder: player)
     return player
 
 
@@ -86,6 +86,6 @@ def test_what_cannot_be_predicted_is_said_in_a_sentence(tmp_path, player, monkey
     with pytest.raises(ReverieError, match="after 9 rows, 10 are needed"):
         dreams.predict(tmp_path, 3, 10, 1, 0)
     assert player.env.closed
-    monkeypatch.setattr(train, "load", lambda folder: Counter(image=False))
+    monkeypatch.setattr(trained, "load", lambda folder: Counter(image=False))
     with pytest.raises(ReverieError, match="no picture"):
         dreams.predict(tmp_path, 3, 5, 1, 0)

@@ -40,7 +40,8 @@ from reverie.run.collector import (
 from reverie.run.folder import Plan
 from reverie.run.loop import RunConfig
 from reverie.run.online import Online
-from reverie.run.train import Parts, check, go_on, loop_of, make_loop
+from reverie.run.parts import Parts
+from reverie.run.train import check, go_on, loop_of
 from reverie.types import ActionSpace, ReverieError, Space
 
 posix = pytest.mark.skipif(os.name != "posix", reason="needs signals")
@@ -459,7 +460,7 @@ def run_of(folder, name, toys, meddle=lambda online: None, env="", **run):
     plan = Plan(name, env, ("debug",), config, RunConfig(**{**usual, **run}))
     check(plan)
     with Parts() as parts:
-        online = make_loop(plan, folder, parts)
+        online = loop_of(plan.agent).make(plan, folder, parts)
         online.show = lambda online, result: None
         go_on(online)
         while not online.done:

@@ -55,7 +55,7 @@ def test_kills_in_the_worst_places(tmp_path):
         "reverie.logger:Board.write@2@1000",  # a line of metrics written, its twin not
         "reverie.checkpoint:_write_tensors@1@0",  # a checkpoint half written
         "reverie.checkpoint:_remove_old@1@0",  # written, the older ones not yet removed
-        "reverie.run.train:write_json@1@0",  # at an evaluation
+        "reverie.run.show:write_json@1@0",  # at an evaluation
     )
     assert "No checkpoint yet" in logs
     assert "Traceback" not in logs

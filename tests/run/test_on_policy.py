@@ -15,7 +15,8 @@ from reverie.envs import SerialEnvs
 from reverie.logger import Logger
 from reverie.run.loop import RunConfig
 from reverie.run.on_policy import History, OnPolicy, stacked
-from reverie.run.train import go_on, imagine_run, load
+from reverie.run.train import go_on
+from reverie.run.trained import imagine_run, load
 from reverie.types import ReverieError, Step
 
 

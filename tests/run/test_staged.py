@@ -13,12 +13,14 @@ import torch
 import reverie
 from reverie import checkpoint, presets
 from reverie.data import episodes
-from reverie.run import population
+from reverie.run import staged
 from reverie.run.folder import Plan, read_json, read_plan, write_plan
 from reverie.run.loop import RunConfig
+from reverie.run.parts import Parts
 from reverie.run.population import Here, Journal
 from reverie.run.staged import STAGES, Rows, Staged
-from reverie.run.train import Parts, carry_out, evaluate_run, go_on, imagine_run, make_loop
+from reverie.run.train import carry_out, go_on
+from reverie.run.trained import evaluate_run, imagine_run
 from reverie.types import ReverieError
 
 ENV = "reverie/Catch-v0"  # nine decisions, then the end
@@ -26,8 +28,8 @@ ENV = "reverie/Catch-v0"  # nine decisions, then the end
 
 @pytest.fixture(autouse=True)
 def _here(monkeypatch):
-    """Rollouts in this process: workers are the matter of test_population.py."""
-    monkeypatch.setattr(population, "Processes", lambda recipe, workers: Here(recipe))
+    """Rollouts in this process: workers are the matter of population/test_population.py."""
+    monkeypatch.setattr(staged, "Processes", lambda recipe, workers: Here(recipe))
 
 
 def plan_of(seed=3, run=None, **config):
@@ -42,7 +44,7 @@ class Sitting(Parts):
     def __init__(self, folder, **settings):
         super().__init__()
         self.plan = plan_of(**settings)
-        self.loop = make_loop(self.plan, folder, self)
+        self.loop = Staged.make(self.plan, folder, self)
         go_on(self.loop)
 
     def move(self, n=None):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,22 +12,19 @@ from reverie import checkpoint, presets
 from reverie.envs import SerialEnvs, make_env
 from reverie.run.folder import Plan, read_plan
 from reverie.run.loop import RunConfig
-from reverie.run.train import (
-    carry_out,
-    default_folder,
-    device,
-    evaluate_run,
-    finished,
-    imagine_run,
-    load,
-    make_replay,
-    open_replay,
-    replay_size,
-    rows,
-)
-from reverie.types import ReverieError
+from reverie.run.online import rows
+from reverie.run.parts import device, make_replay, replay_size
+from reverie.run.train import carry_out, default_folder, finished, loop_name, loop_of
+from reverie.run.trained import evaluate_run, imagine_run, load, open_replay
+from reverie.types import LoopName, ReverieError
 
 TINY = dict(steps=120, prefill=60, train_every=30, train_updates=1, threads=1, eval_episodes=2, log_every=50)
+
+
+@pytest.mark.parametrize("agent", presets.AGENTS)
+def test_every_agent_learns_in_a_loop_that_can_be_made(agent):
+    assert loop_name(agent) in get_args(LoopName)
+    assert not loop_of(agent).__abstractmethods__
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from reverie import presets
 from reverie.logger import duration, plural
 from reverie.robots.base import Robot, Twin, make_robot
 from reverie.run.asynchronous.actor import Actor, make_actor
@@ -48,7 +47,8 @@ from reverie.run.asynchronous.settings import LINK, LOOK, RobotConfig
 from reverie.run.asynchronous.weights import Policies
 from reverie.run.folder import Plan, check_folder, write_plan
 from reverie.run.loop import RunConfig
-from reverie.run.train import Parts, new_agent
+from reverie.run.parts import Parts, new_agent
+from reverie.run.train import loop_name
 from reverie.types import ReverieError
 
 __all__ = ["RobotConfig", "carry_out", "learn_on"]
@@ -88,7 +88,7 @@ def learn_on(
 
 def carry_out(plan: Plan, settings: RobotConfig, folder: Path, robot: Robot) -> bool:
     """Learn on ``robot`` in ``folder``, going on where it stopped; True when all decisions are made."""
-    if getattr(presets.agent_class(plan.agent), "loop", "online") != "online":
+    if loop_name(plan.agent) != "online":
         raise ReverieError(
             f"{plan.agent} has a loop of its own and can not learn beside a robot; agents that learn from a "
             "replay can"

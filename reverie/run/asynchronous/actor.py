@@ -16,7 +16,7 @@ from reverie.run.asynchronous.settings import LINK, LOOK, RobotConfig
 from reverie.run.asynchronous.spool import Spool, SpoolFull
 from reverie.run.asynchronous.weights import Policies
 from reverie.run.folder import Plan, size_in_bytes
-from reverie.run.train import new_agent
+from reverie.run.parts import new_agent
 from reverie.types import Agent, Step
 
 

@@ -16,7 +16,7 @@ from reverie.run.asynchronous.clock import RealClock
 from reverie.run.asynchronous.learner import make_learner
 from reverie.run.asynchronous.settings import RobotConfig
 from reverie.run.folder import Plan
-from reverie.run.train import Parts
+from reverie.run.parts import Parts
 from reverie.types import NotFinite, ReverieError
 
 RESTARTS = 5  # of a learner that ends by itself

@@ -17,7 +17,8 @@ from reverie.run.asynchronous.spool import Intake
 from reverie.run.asynchronous.weights import publish
 from reverie.run.folder import Plan, size_in_bytes
 from reverie.run.online import length
-from reverie.run.train import new_agent, newest_good
+from reverie.run.parts import new_agent
+from reverie.run.train import newest_good
 from reverie.types import Agent, Batch, Draws, ReverieError
 
 

@@ -21,7 +21,7 @@ from reverie.run.asynchronous.link import ABOUT, Courier, Mailbox
 from reverie.run.asynchronous.settings import LINK, RobotConfig
 from reverie.run.cluster import import_ray, join
 from reverie.run.folder import Plan
-from reverie.run.train import Parts
+from reverie.run.parts import Parts
 
 PATIENCE = 10.0  # seconds that an answer may take; then the link is cut
 

@@ -22,7 +22,7 @@ from reverie.run.asynchronous.settings import LINK, RobotConfig
 from reverie.run.asynchronous.spool import Spool
 from reverie.run.folder import Plan
 from reverie.run.loop import RunConfig
-from reverie.run.train import Parts
+from reverie.run.parts import Parts
 from reverie.types import ActionSpace, Space, Step
 
 OBS, ACT = {"vector": Space((2,))}, ActionSpace(1)
