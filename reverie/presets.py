@@ -121,8 +121,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             candidates=1_000,
             particles=1,
         ),
-        # Two cores, no GPU: small networks and a small search, for tasks of Pendulum's size. With a variance to learn,
-        # the likelihood soon cares little for what it has called noise, and the mean stays wrong; squared errors do not.
+        # Two cores, no GPU: small networks and a small search, for tasks of Pendulum's size. Where a variance is
+        # learned too, the likelihood soon cares little for what it calls noise, and the mean stays wrong.
         "laptop": dict(
             steps=1_000,
             prefill=200,

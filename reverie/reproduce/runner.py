@@ -11,6 +11,7 @@ many seeds it stands on.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import time
@@ -23,7 +24,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from reverie import machine
+from reverie import machine, presets
 from reverie.media import atomic, open_loop, save_gif, save_strip
 from reverie.reproduce import statistics
 from reverie.reproduce.claims import (
@@ -233,10 +234,16 @@ def _train_here(
 
 
 def _asked(run: Planned, preset: str) -> dict[str, Any]:
-    asked: dict[str, Any] = {"agent": run.arm.agent, "env": run.env, "preset": preset, "seed": run.seed}
-    return json.loads(
-        json.dumps({**asked, "overrides": run.overrides, "length": run.arm.length, "world": run.arm.world})
-    )
+    """What a run is made of: if any of it has changed since, the run is another one."""
+    agent, clock = run.arm.agent, run.arm.clock.setting
+    asked: dict[str, Any] = {"agent": agent, "env": run.env, "preset": preset, "seed": run.seed}
+    asked |= {"overrides": run.overrides, "length": run.arm.length, "world": run.arm.world}
+    if agent in presets.AGENTS:  # a preset's numbers may change under its name
+        fields = presets.config_class(agent).__dataclass_fields__
+        own = {key: value for key, value in run.overrides.items() if key in fields}
+        config = dataclasses.asdict(presets.resolve(agent, preset.split(), own))
+        asked["config"] = {key: value for key, value in config.items() if key != clock}
+    return json.loads(json.dumps(asked))
 
 
 def _finished(run: Planned, preset: str, films: bool) -> bool:

@@ -5,6 +5,7 @@ import json
 import pytest
 from rich.console import Console
 
+from reverie import presets
 from reverie.reproduce import get_claim, reproduce, runner, write_results
 from reverie.reproduce.statistics import iqm
 from reverie.types import ReverieError
@@ -151,6 +152,15 @@ def test_other_settings_do_not_mix_with_old_runs(go, training, tmp_path, monkeyp
     note.write_text(json.dumps(about))
     _, summary = go("dreamer-discrete", seeds=1)
     assert "was begun with other settings" in summary["failures"][0]["error"]
+    assert len(training.calls) == 2
+
+
+def test_a_preset_whose_numbers_have_changed_makes_another_run(go, training, monkeypatch):
+    go("dreamer-discrete", seeds=1)
+    debug = presets.PRESETS["dreamer_v1"]["debug"]
+    monkeypatch.setitem(presets.PRESETS["dreamer_v1"], "debug", {**debug, "units": 11})
+    with pytest.raises(ReverieError, match="was begun with other settings"):
+        go("dreamer-discrete", seeds=1)
     assert len(training.calls) == 2
 
 
