@@ -79,7 +79,11 @@ def test_value_iteration_ends_where_values_explain_themselves():
 @pytest.mark.parametrize("alpha", [1.0, 0.5])
 def test_in_the_corridor_the_shared_policy_goes_on_the_way_it_came(alpha):
     """Where nothing came before, it is undecided. The middle of the corridor, (4, 4); actions stay, up, down, left,
-    right."""
+    right.
+
+    The numbers are of 24 goals too, which ones is not said: of sets drawn from all cells some come within 0.01 of all
+    of them, so that with these 24 nothing came before may be 0.02 away.
+    """
     shared = tabular(alpha)
     state = CELLS.index((4, 4)) * BEFORE
     after = {"right": shared[state + 5], "left": shared[state + 4], "nothing": shared[state]}

@@ -431,6 +431,19 @@ def test_the_same_seed_makes_the_same_level() -> None:
     assert np.array_equal(make(1), make(1)) and not np.array_equal(make(1), make(2))
 
 
+def test_the_score_of_a_room_counts_swaps_of_boxes_and_not_pulls() -> None:
+    """With one box there is one swap, however often it was pulled: the score is how far it came."""
+    keys, table = sokoban_levels._keys(64), np.empty(1 << 11, np.int64)
+    far = []
+    for seed in range(40):
+        level = np.empty(64, np.uint8)
+        score = sokoban_levels._make(streams([seed])[0], 8, 8, 1, 35, 500, keys, table, level)
+        (box,), (target,) = (np.flatnonzero(level == code) for code in (4, 2))
+        assert score == abs(box // 8 - target // 8) + abs(box % 8 - target % 8)
+        far.append(score)
+    assert max(far) > 4
+
+
 def test_more_states_make_levels_longer() -> None:
     def length(nodes: int) -> float:
         levels = [make_level(streams([seed])[0], 8, 8, 2, nodes=nodes) for seed in range(60)]

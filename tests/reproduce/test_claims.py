@@ -24,6 +24,7 @@ NAMES = [
     "i2a-bad-model",
     "i2a-distillation",
     "i2a-simulator",
+    "i2a-residual",
     "i2a-efficiency",
     "distral",
     "distral-transfer",
