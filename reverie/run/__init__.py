@@ -4,6 +4,7 @@
 
     loop.py                              what every loop has in common
     online.py, on_policy.py, staged.py   learning while acting; from what was just done; model first, then controller
+    rows.py                              what the last one's models learn from
     asynchronous/                        a robot that does not wait for its learner
     driver.py, collector.py              who steps the environments: here, or in a process beside the learner
     evaluate.py, show.py                 whole episodes without noise, and what they leave in the run's folder

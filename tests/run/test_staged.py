@@ -18,7 +18,8 @@ from reverie.run.folder import Plan, read_json, read_plan, write_plan
 from reverie.run.loop import RunConfig
 from reverie.run.parts import Parts
 from reverie.run.population import Here, Journal
-from reverie.run.staged import STAGES, Rows, Staged
+from reverie.run.rows import Rows
+from reverie.run.staged import STAGES, Staged
 from reverie.run.train import carry_out, go_on
 from reverie.run.trained import evaluate_run, imagine_run
 from reverie.types import ReverieError
