@@ -69,7 +69,7 @@ def _curves(axes: Axes, claim: Claim, size: Budget, runs: Sequence[Run], task: s
     if clock.shows == "length":  # from thousands of steps to a few
         axes.set_yscale("log")
     plot.draw(axes, arms, random=random, published=lines, colours=colours)
-    if clock.shows == "solved":  # from ten steps to thousands
+    if clock.metric == "simulated":  # from ten steps to thousands
         axes.set_xscale("log")
     axes.set(title=short(task), xlabel=clock.label, ylabel=SHOWN[clock.shows])
 

@@ -1,4 +1,5 @@
-"""Levels of Sokoban solved, against the env steps that were simulated for each (I2A, Sec. 4.4).
+"""Levels of Sokoban solved, against the env steps that were simulated for each, and of other numbers of boxes than
+those learned with (I2A, Sec. 4.4).
 
 Four ways, in levels that nobody trained on, each with so many steps of the clock to solve one::
 
@@ -43,6 +44,7 @@ SOLVED = 5.0  # an imagined reward above this is that of the last box: the next 
 EXPLORE = 0.05  # of 0, 0.05, 0.1, 0.3, 0.7 and 1.4 what solved most, in 40 levels of 7x7
 LEAST = 10  # simulated steps where the curves begin
 WAYS = ("once", "retries", "tree", "chance")
+BOXES = Clock("boxes", "boxes", "boxes_every", "boxes in a level", "solved")
 CLOCKS = {way: Clock(way, "simulated", f"{way}_every", "simulated steps a level", "solved") for way in WAYS}
 
 
@@ -57,12 +59,12 @@ class Levels(NamedTuple):
         return self._replace(pictures=self.pictures[rows])
 
 
-def new_levels(env: str, n: int, limit: int, seed: int) -> Levels:
-    """``n`` levels of the kind of ``env`` from a bank that no run learns from."""
+def new_levels(env: str, n: int, limit: int, seed: int, **other: Any) -> Levels:
+    """``n`` levels of the kind of ``env`` from a bank that no run learns from; ``other`` settings may differ."""
     make = batched(env)
     if make is None or make(1, **gymnasium.spec(env).kwargs).rules is None:
         raise ReverieError(f"levels are solved by their rules, and {env} shows none; use reverie/Sokoban-v0")
-    worlds = make(n, **gymnasium.spec(env).kwargs, level_seed=1, levels=max(n, 1_000))
+    worlds = make(n, **{**gymnasium.spec(env).kwargs, **other}, level_seed=1, levels=max(n, 1_000))
     obs, _ = worlds.reset(seed=seed)
     return Levels(
         obs * np.uint8(255 if worlds.single_observation_space.high.max() == 1 else 1), worlds.rules, limit
@@ -87,13 +89,13 @@ def play(
     agent: Any, levels: Levels, follow: Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
 ) -> Played:
     """``follow`` says which pictures come next, and in which of them the level is solved."""
-    n, seen = len(levels.pictures), levels.pictures.copy()
+    n, seen, (key,) = len(levels.pictures), levels.pictures.copy(), agent.obs_space
     action, solved = np.full((n, levels.limit), -1), np.zeros(n, bool)
     for t in range(levels.limit):
         rows = np.flatnonzero(~solved)
         if not len(rows):
             break
-        obs = {agent.key: seen[rows], "is_first": np.full(len(rows), t == 0)}
+        obs = {key: seen[rows], "is_first": np.full(len(rows), t == 0)}
         chosen, _ = agent.act(obs, agent.initial(len(rows)), "eval")
         action[rows, t] = chosen.argmax(1)
         seen[rows], solved[rows] = follow(seen[rows], action[rows, t])
@@ -328,17 +330,22 @@ def solve_levels(
         else:
             cost = once(agent, levels) if way == "once" else retries(agent, levels)
     steps = np.unique(np.geomspace(min(LEAST, within), within, 80).round().astype(int))
-    spent = round(time.perf_counter() - begin, 3)
-    rows = [
-        {
-            "env_steps": 0,
-            "updates": 0,
-            "seconds": spent,
-            "simulated": int(x),
-            "eval/solved": float((cost <= x).mean()),
-        }
-        for x in steps
-    ]
+    _write(run_dir, begin, [{"simulated": int(x), "eval/solved": float((cost <= x).mean())} for x in steps])
+
+
+def solve_boxes(most: int, env: str, run_dir: Path, seed: int, overrides: dict[str, Any]) -> None:
+    """Levels of 1, 2, .. ``most`` boxes, otherwise as those that the agent of the run ``world`` learned in, played by
+    it once each; the share that it solved of each kind."""
+    begin, agent, rows = time.perf_counter(), load(overrides["world"]).agent, []
+    for boxes in range(1, most + 1):
+        levels = new_levels(env, overrides["eval_episodes"], overrides["time_limit"], seed, boxes=boxes)
+        solved = play(agent, levels, in_earnest(levels)).solved
+        rows.append({"boxes": boxes, "eval/solved": float(solved.mean())})
+    _write(run_dir, begin, rows)
+
+
+def _write(run_dir: Path, begin: float, rows: list[dict[str, Any]]) -> None:
+    counted = {"env_steps": 0, "updates": 0, "seconds": round(time.perf_counter() - begin, 3)}
     run_dir.mkdir(parents=True, exist_ok=True)
     with atomic(run_dir / "metrics.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        temporary.write_text("".join(json.dumps({**counted, **row}) + "\n" for row in rows), "utf-8")

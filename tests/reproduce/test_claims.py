@@ -26,6 +26,7 @@ NAMES = [
     "i2a-simulator",
     "i2a-residual",
     "i2a-efficiency",
+    "i2a-boxes",
     "distral",
     "distral-transfer",
     "her-sparse",

@@ -17,6 +17,7 @@ from reverie.reproduce.levels import (
     new_levels,
     once,
     retries,
+    solve_boxes,
     solve_levels,
     tree,
 )
@@ -37,7 +38,7 @@ def board(picture):
 class Guide:
     """Takes each level's shortest way, in whatever it is told follows; ``tells`` is its model."""
 
-    actions, key, config = 5, "image", SimpleNamespace(horizon=3)
+    actions, obs_space, config = 5, ("image",), SimpleNamespace(horizon=3)
     choices = torch.eye(5)
 
     def __init__(self, levels, tells, lost=()):
@@ -174,6 +175,27 @@ def test_curves_end_where_they_were_asked_to(tmp_path, monkeypatch):
     x, y = [row["simulated"] for row in rows], [row["eval/solved"] for row in rows]
     assert (x[0], x[-1]) == (10, 500) and (y[0], y[-1]) == (0.25, 0.75) and y == sorted(y)
     assert [b for a, b in zip(x, y, strict=True) if a >= 300] == [0.75] * sum(a >= 300 for a in x)
+
+
+def test_levels_of_one_box_and_more_are_played(tmp_path, monkeypatch):
+    seen = []
+
+    class Still:
+        obs_space = ("image",)
+
+        def initial(self, n):
+            return ()
+
+        def act(self, obs, carry, mode):
+            seen.append({int(n) for n in (obs["image"][..., 4] > 0).sum((1, 2))})
+            return np.eye(5)[np.zeros(len(obs["image"]), int)], carry
+
+    monkeypatch.setattr(ways, "load", lambda folder: SimpleNamespace(agent=Still()))
+    asked = dict(eval_episodes=3, time_limit=2, world="there")
+    solve_boxes(3, SMALL, tmp_path, 0, asked)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["boxes"], row["eval/solved"]) for row in rows] == [(1, 0.0), (2, 0.0), (3, 0.0)]
+    assert seen == [{1}, {1}, {2}, {2}, {3}, {3}]
 
 
 def test_worlds_without_rules_are_refused():
