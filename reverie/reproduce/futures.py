@@ -352,13 +352,13 @@ def boxes(trained: tuple[Arm, ...], most: int, levels: int) -> tuple[Arm, ...]:
     return (*(replace(arm, shown=False) for arm in trained), *playing)
 
 
-def _fewer(run: Run) -> Values:
+def _elsewhere(run: Run) -> Values:
     x, y = run.curve()
     known = 2 if run.env == ROOMS else 4  # boxes that were learned with
     return {run.env: [float(y[x != known].mean())]} if len(y) else {}
 
 
-ELSEWHERE = Measure("solved_elsewhere", "share of levels", _fewer)
+ELSEWHERE = Measure("solved_elsewhere", "share of levels", _elsewhere)
 
 
 def _boxes_sizes() -> dict[str, Budget]:

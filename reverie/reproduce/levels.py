@@ -103,6 +103,8 @@ def play(
 
 
 def in_earnest(levels: Levels) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """What follows by the true rules, for ``play``."""
+
     def follow(seen: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         after, _ = levels.rules.step(seen, action)
         return after, levels.rules.over(after)
@@ -112,6 +114,7 @@ def in_earnest(levels: Levels) -> Callable[[np.ndarray, np.ndarray], tuple[np.nd
 
 @torch.no_grad()
 def _imagined(agent: Any, seen: np.ndarray, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What follows by the agent's model, for ``play``."""
     frame, _, reward = agent.predict(agent.see(seen), agent.choices[torch.as_tensor(action)])
     return picture(frame), (reward > SOLVED).cpu().numpy()
 
@@ -161,11 +164,8 @@ class Node:
     __slots__ = ("actions", "after", "depth", "picture", "reward", "total", "value", "visits")
 
     def __init__(self, seen: np.ndarray, value: float, depth: int, actions: list[int]):
-        self.picture, self.value, self.depth = (
-            seen,
-            value,
-            depth,
-        )  # the fewest steps that are known to lead here
+        self.picture, self.value = seen, value
+        self.depth = depth  # the fewest steps that are known to lead here
         self.actions, n = actions, len(actions)  # in the order in which they are tried
         self.after: list[Node | None] = [None] * n
         self.reward, self.visits, self.total = [0.0] * n, [0] * n, [0.0] * n
