@@ -1,0 +1,219 @@
+"""Layers with a norm: linear, norm, activation, in this order; and the block GRU made of them."""
+
+from itertools import pairwise
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from reverie.nets.linear import product
+from reverie.types import ReverieError
+
+RMS_EPS = 1e-4
+
+
+def truncated_(
+    weight: Float[Tensor, "..."], fan_in: int, scale: float = 1.0, generator: torch.Generator | None = None
+) -> Tensor:
+    """In place: normal numbers cut off at two standard deviations, of variance ``scale``^2 / ``fan_in`` once cut."""
+    if scale == 0.0:
+        return nn.init.zeros_(weight)
+    std = 1.1368 * scale / fan_in**0.5  # a normal cut at +-2 has standard deviation 0.8796
+    return nn.init.trunc_normal_(weight, 0.0, std, -2 * std, 2 * std, generator)
+
+
+class Affine(nn.Linear):
+    """``nn.Linear`` with ``truncated_`` weights, scaled by ``scale``, and zero biases."""
+
+    def __init__(self, inputs: int, outputs: int, scale: float = 1.0) -> None:
+        self.scale = scale
+        super().__init__(inputs, outputs)
+
+    def reset_parameters(self) -> None:
+        truncated_(self.weight, self.in_features, self.scale)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        rows, apply = x.reshape(-1, x.shape[-1]), _Affine.apply if torch.is_grad_enabled() else product
+        return apply(rows, self.weight, self.bias).view(*x.shape[:-1], -1)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + 1e-4) * scale over the last dimension (Zhang & Sennrich 2019); no shift."""
+
+    def __init__(self, units: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(units))
+
+    def forward(self, x: Float[Tensor, "*B U"]) -> Float[Tensor, "*B U"]:
+        return x * inverse_rms(x) * self.scale
+
+
+def inverse_rms(x: Float[Tensor, "*B U"]) -> Float[Tensor, "*B 1"]:
+    return (x * x).mean(-1, keepdim=True).add(RMS_EPS).rsqrt()
+
+
+class Dense(nn.Module):
+    """SiLU(RMSNorm(W x + b)). One node of the graph, with its gradient written out: half the passes over memory."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.linear, self.norm = Affine(inputs, outputs), RMSNorm(outputs)
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        weight, bias, scale = self.linear.weight, self.linear.bias, self.norm.scale
+        rows = x.reshape(-1, x.shape[-1])
+        grad = torch.is_grad_enabled()
+        out = (
+            _Dense.apply(rows, weight, bias, scale)
+            if grad
+            else norm_silu_(product(rows, weight, bias), scale)
+        )
+        return out.view(*x.shape[:-1], -1)
+
+
+def norm_silu_(x: Float[Tensor, "*B U"], scale: Float[Tensor, "U"]) -> Float[Tensor, "*B U"]:
+    """SiLU(RMSNorm(x)), in the place of x; without a gradient."""
+    return F.silu(x.mul_(inverse_rms(x)).mul_(scale), inplace=True)
+
+
+def norm_silu_back(grad: Tensor, normed: Tensor, inverse: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradient of SiLU(RMSNorm(x)) to x, and to what SiLU was given; ``normed`` is x times ``inverse``."""
+    bent = torch.ops.aten.silu_backward(grad, normed * scale)
+    inner = bent * scale
+    along = (inner * normed).mean(-1, keepdim=True)
+    return inner.addcmul_(normed, along, value=-1).mul_(inverse), bent
+
+
+class NormMLP(nn.Module):
+    """``layers`` times ``Dense``, then ``Affine`` to ``outputs``, its weights times ``scale``, unless that is None."""
+
+    def __init__(
+        self, inputs: int, units: int, layers: int, outputs: int | None = None, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        widths = [inputs] + [units] * layers
+        self.hidden = nn.Sequential(*(Dense(a, b) for a, b in pairwise(widths)))
+        self.out = None if outputs is None else Affine(widths[-1], outputs, scale)
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        x = self.hidden(x)
+        return x if self.out is None else self.out(x)
+
+
+class BlockLinear(nn.Module):
+    """A linear layer of ``blocks`` separate ones: each maps its share of the inputs to its share of the outputs.
+
+    Weight "g i/g o/g". The initial weights are as small as those of a full layer: their fan is the whole input.
+    """
+
+    def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
+        super().__init__()
+        if inputs % blocks or outputs % blocks:
+            raise ReverieError(
+                f"a block-diagonal layer of {blocks} blocks needs widths that {blocks} divides, "
+                f"got {inputs} and {outputs}"
+            )
+        self.weight = nn.Parameter(torch.empty(blocks, inputs // blocks, outputs // blocks))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        truncated_(self.weight, inputs)
+
+    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
+        blocks = self.weight.shape[0]
+        parts = x.reshape(-1, blocks, x.shape[-1] // blocks).transpose(0, 1)
+        out = torch.bmm(parts, self.weight).transpose(0, 1)
+        return out.reshape(*x.shape[:-1], -1) + self.bias
+
+
+class BlockGRU(nn.Module):
+    """A GRU whose memory lies in ``blocks`` that meet only through their input (Hafner et al. 2023, App. B)::
+
+    x = [dense(h), dense(s), dense(a)]                  each of ``hidden`` units, the same for every block
+    v_b = SiLU(norm(W_b [h_b, x]))                      the norm is over all blocks together
+    r, c, u = G_b v_b
+    h' = sig(u - 1) tanh(sig(r) c) + (1 - sig(u - 1)) h
+    """
+
+    def __init__(self, stoch: int, actions: int, deter: int, hidden: int, blocks: int = 8) -> None:
+        super().__init__()
+        self.blocks, self.deter, self.hidden = blocks, deter, hidden
+        self.from_deter = Dense(deter, hidden)
+        self.from_stoch = Dense(stoch, hidden)
+        self.from_action = Dense(actions, hidden)
+        self.mix = BlockLinear(deter + blocks * 3 * hidden, deter, blocks)
+        self.norm = RMSNorm(deter)
+        self.gates = BlockLinear(deter, 3 * deter, blocks)
+
+    def split(self) -> tuple[Float[Tensor, "g d d"], Float[Tensor, "I D"]]:
+        """The weights of ``mix``: each block's own, and those of x, which all blocks see, as one dense matrix."""
+        own = self.deter // self.blocks
+        shared = self.mix.weight[:, own:].transpose(0, 1).reshape(3 * self.hidden, self.deter)
+        return self.mix.weight[:, :own], shared
+
+    def forward(
+        self, stoch: Float[Tensor, "n S"], action: Float[Tensor, "n A"], deter: Float[Tensor, "n D"]
+    ) -> Float[Tensor, "n D"]:
+        x = torch.cat([self.from_deter(deter), self.from_stoch(stoch), self.from_action(action)], -1)
+        own, shared = self.split()
+        if not torch.is_grad_enabled():
+            return self._infer(x, deter, own, shared)
+        blocks = deter.view(len(deter), self.blocks, -1)
+        v = torch.bmm(blocks.transpose(0, 1), own).transpose(0, 1).reshape(len(deter), -1)
+        v = v + product(x, shared.t(), self.mix.bias)
+        v = F.silu(self.norm(v)).view_as(blocks)
+        gates = torch.bmm(v.transpose(0, 1), self.gates.weight).transpose(0, 1)
+        r, c, u = (gates + self.gates.bias.view(self.blocks, -1)).chunk(3, -1)
+        h = torch.lerp(blocks, torch.tanh(torch.sigmoid(r) * c), torch.sigmoid(u - 1))
+        return h.reshape(len(deter), -1)
+
+    def _infer(self, x: Tensor, deter: Tensor, own: Tensor, shared: Tensor) -> Tensor:
+        """The same in place; each gate of all blocks lies together, so that bending it is one long pass."""
+        blocked = lambda y: y.view(len(y), self.blocks, -1).transpose(0, 1)
+        v = product(x, shared.t(), self.mix.bias)
+        blocked(v).baddbmm_(blocked(deter), own)
+        v = blocked(norm_silu_(v, self.norm.scale))
+        biases = self.gates.bias.view(self.blocks, 3, 1, -1).unbind(1)
+        gates = []
+        for weight, bias in zip(self.gates.weight.chunk(3, -1), biases, strict=True):
+            gates.append(torch.empty_like(deter))
+            blocked(gates[-1]).copy_(bias.expand(-1, len(deter), -1)).baddbmm_(v, weight)
+        r, c, u = gates
+        n = r.sigmoid_().mul_(c).mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, four times faster here
+        return torch.lerp(deter, n, u.sub_(1).sigmoid_())
+
+
+class _Affine(torch.autograd.Function):
+    """W x + b, by the library that ``product`` chooses."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return product(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        to_x = grad @ weight if ctx.needs_input_grad[0] else None
+        return to_x, grad.t() @ x, grad.sum(0)
+
+
+class _Dense(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
+        normed = product(x, weight, bias)
+        inverse = inverse_rms(normed)
+        normed.mul_(inverse)
+        ctx.save_for_backward(x, weight, scale, normed, inverse)
+        return F.silu(normed * scale, inplace=True)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale, normed, inverse = ctx.saved_tensors
+        to_y, bent = norm_silu_back(grad, normed, inverse, scale)
+        to_x = to_y @ weight if ctx.needs_input_grad[0] else None
+        return to_x, to_y.t() @ x, to_y.sum(0), bent.mul_(normed).sum(0)
