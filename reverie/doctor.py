@@ -249,7 +249,7 @@ def training(agent: str, env_name: str, names: tuple[str, ...], pixels: bool) ->
     """What will be trained on what, and how long it will take."""
     from reverie.run.folder import Plan
     from reverie.run.loop import RunConfig
-    from reverie.run.online import length, rows
+    from reverie.run.online import length, rows_needed
     from reverie.run.parts import env_factory, make_agent, make_replay
     from reverie.run.train import loop_name, spaces
 
@@ -280,7 +280,7 @@ def training(agent: str, env_name: str, names: tuple[str, ...], pixels: bool) ->
         yield Row(GOOD, "update", f"{duration_fine(update)}, {size}")
         yield from forecast(plan, step, decision, update)
         context = learner.context if isinstance(learner, Remembers) else None
-        replay = make_replay(plan, One(env), Path(), *rows(plan, 1), context)
+        replay = make_replay(plan, One(env), Path(), *rows_needed(plan, 1), context)
         yield Row(GOOD, "replay", f"up to {replay.bytes / 1e9:.2f} GB, {replay.capacity:,} rows")
     finally:
         torch.set_num_threads(before)

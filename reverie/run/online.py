@@ -69,11 +69,13 @@ class Online(ByEnvSteps):
         eval_envs = parts.add(make_envs(plan, plan.run.eval_episodes, evaluation=True))
         if plan.run.collector:
             envs: Any = Streams(plan.run.envs, eval_envs.obs_space, eval_envs.act_space)
-            driver: Any = partial(Collector, partial(actor, plan), plan.config, alone=not plan.run.workers)
+            driver: Any = partial(
+                Collector, partial(for_collector, plan), plan.config, alone=not plan.run.workers
+            )
         else:
             envs, driver = parts.add(make_envs(plan, plan.run.envs)), Driver
         agent = make_agent(plan, envs)
-        needed, least = rows(plan, envs.n)
+        needed, least = rows_needed(plan, envs.n)
         context = agent.context if isinstance(agent, Remembers) else None
         replay_size(plan, envs, needed, least, context)
         write_plan(folder, plan)  # not before all of it is known to work
@@ -190,13 +192,13 @@ def length(config: Any) -> int:
     return getattr(config, "batch_length", 2)
 
 
-def rows(plan: Plan, n: int) -> tuple[int, int]:
+def rows_needed(plan: Plan, n: int) -> tuple[int, int]:
     """How many rows a run can make in each of its ``n`` environments, and how many its replay must hold."""
     # An episode of k decisions has k + 1 rows; one-step episodes have two.
     return 2 * math.ceil(plan.config.steps / plan.config.action_repeat / n) + 2, 2 * length(plan.config)
 
 
-def actor(plan: Plan) -> tuple[Agent, Envs]:
+def for_collector(plan: Plan) -> tuple[Agent, Envs]:
     """What a collector needs in its process: the plan's agent, on the CPU, and its environments."""
     plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, device="cpu"))
     envs = make_envs(plan, plan.run.envs)

@@ -9,7 +9,7 @@ import torch
 from reverie import checkpoint
 from reverie.presets import AGENTS
 from reverie.run.driver import like
-from reverie.types import Agent, NotFinite, ReverieError, World
+from reverie.types import Agent, Foresees, HasWorld, NotFinite, ReverieError, SeeksGoals, World
 
 EVERYTHING, PICTURE, VECTOR = ("image", "vector", "mixed"), ("image",), ("vector",)
 NUMBERS, CHOICE = ("continuous",), ("discrete",)
@@ -235,11 +235,14 @@ def test_looking_on_leaves_learning_untouched(case):
     assert not case.small.differing(learned(a), learned(b))
 
 
-def test_its_model_is_a_world(case):
+def test_its_model_is_a_world_if_it_has_one(case):
+    agent, n = case.agent(), 4
+    assert isinstance(agent, HasWorld) == (case.name in IMAGINES)
+    assert isinstance(agent, Foresees) == (case.name == "i2a")
+    assert isinstance(agent, SeeksGoals) == (case.name == "her")
     if case.name not in IMAGINES:
-        assert not hasattr(case.agent(), "world")
         return
-    world, n = case.agent().world, 4
+    world = agent.world
     assert isinstance(world, World)
     batch = case.batch()
     obs = {key: value[:, 0] for key, value in batch.obs.items()}

@@ -12,7 +12,7 @@ from reverie import checkpoint, presets
 from reverie.envs import SerialEnvs, make_env
 from reverie.run.folder import Plan, read_plan
 from reverie.run.loop import RunConfig
-from reverie.run.online import rows
+from reverie.run.online import rows_needed
 from reverie.run.parts import device, make_replay, replay_size
 from reverie.run.train import carry_out, default_folder, finished, loop_name, loop_of
 from reverie.run.trained import evaluate_run, imagine_run, load, open_replay
@@ -186,7 +186,7 @@ def test_what_can_not_be_carried_out_is_one_sentence_and_leaves_no_folder(tmp_pa
 
 def test_a_replay_holds_the_whole_run_or_what_fits(tmp_path):
     envs = SerialEnvs(lambda: make_env("Pendulum-v1"), 2, 0)
-    sized = lambda **options: replay_size(plan(**options), envs, *rows(plan(**options), 2))
+    sized = lambda **options: replay_size(plan(**options), envs, *rows_needed(plan(**options), 2))
     most, slack = sized(steps=1_000, run=RunConfig(envs=2))
     assert most >= 2 * 1_000 and slack > 0
     row = 12 + 4 + 4 + 4 + 4 + 4  # three floats; action, reward, env_steps, checksum, flags
@@ -199,7 +199,7 @@ def test_a_replay_keeps_its_size_and_grows_with_the_run(tmp_path):
     envs = SerialEnvs(lambda: make_env("Pendulum-v1"), 1, 0)
     sizes = []
     for steps in (500, 100, 2_000):
-        replay = make_replay(plan(steps=steps), envs, tmp_path, *rows(plan(steps=steps), 1))
+        replay = make_replay(plan(steps=steps), envs, tmp_path, *rows_needed(plan(steps=steps), 1))
         if not sizes:
             step = envs.step(np.zeros((1, 1)))
             from reverie.run.driver import row_of
