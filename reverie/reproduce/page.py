@@ -17,6 +17,34 @@ MEANING = {
 }
 
 
+def index(summaries: Sequence[tuple[str, Mapping[str, Any]]]) -> str:
+    """The README.md over all results: a line for each, (folder, summary)."""
+    lines = [
+        "# Claims, and what came of them",
+        "",
+        "Each line is a command, `reverie reproduce CLAIM --budget BUDGET`, and the page it wrote: curves, intervals,",
+        "numbers of every run. *Holds*: every difference that decides lies above zero with its whole 95 % interval.",
+        "*Fails*: one lies below. *Open*: the runs do not settle it. Each page says what its budget can show; most",
+        "budgets are a fraction of the paper's.",
+        "",
+    ]
+    lines += _table(
+        ("claim", "budget", "verdict", "seeds", "env steps a run", "minutes in all"),
+        [
+            (
+                f"[{s['claim']}]({folder}/README.md)",
+                s["budget"],
+                f"**{s['verdict']}**",
+                str(s["seeds"]),
+                f"{s['env_steps']:,}",
+                f"{s['wall_clock_s'] / 60:.1f}",
+            )
+            for folder, s in summaries
+        ],
+    )
+    return "\n".join(lines) + "\n"
+
+
 def render(
     claim: Claim, summary: Mapping[str, Any], found: Sequence[Outcome], pictures: Sequence[str]
 ) -> str:

@@ -7,6 +7,7 @@ many seeds it stands on.
 
     runs/reproduce/NAME/BUDGET/ARM/ENV/seed-0    the run folders, and beside each a note of what was asked for
     results/NAME/BUDGET/                         README.md, summary.json, curves.json, figure.svg, figure.png
+    results/README.md                            a line for each of these
 """
 
 from __future__ import annotations
@@ -293,6 +294,10 @@ def write_results(
         pictures += _film(done, out)
     with atomic(out / "README.md") as temporary:
         temporary.write_text(page.render(claim, summary, found, pictures), "utf-8")
+    pages = sorted(Path(results).glob("*/*/summary.json"))
+    with atomic(Path(results) / "README.md") as temporary:
+        told = [(path.parent.relative_to(results).as_posix(), read_json(path)) for path in pages]
+        temporary.write_text(page.index(told), "utf-8")
     return out
 
 

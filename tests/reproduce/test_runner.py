@@ -1,12 +1,13 @@
 """A study from plan to page, with a training that takes no time."""
 
 import json
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from reverie import presets
-from reverie.reproduce import get_claim, reproduce, runner, write_results
+from reverie.reproduce import get_claim, page, reproduce, runner, write_results
 from reverie.reproduce.statistics import iqm
 from reverie.types import ReverieError
 
@@ -129,6 +130,24 @@ def test_if_all_break_down_it_says_why(go, training):
     training.broken = set(range(100))
     with pytest.raises(ReverieError, match="the disk is"):
         go()
+
+
+def test_a_page_over_all_results_links_to_each(go, tmp_path):
+    go("dreamer-discrete", seeds=1), go("open-loop-video")
+    lines = (tmp_path / "results/README.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| [")]
+    assert [row.split("](")[0] for row in rows] == ["| [dreamer-discrete", "| [open-loop-video"]
+    assert "| debug | **open** | 1 |" in rows[0] and "| debug | **holds** | 3 |" in rows[1]
+    assert all((tmp_path / "results" / row.split("](")[1].split(")")[0]).is_file() for row in rows)
+
+
+def test_the_committed_page_is_that_of_the_committed_results():
+    results = Path(runner.__file__).parents[2] / "results"
+    told = [
+        (path.parent.relative_to(results).as_posix(), json.loads(path.read_text()))
+        for path in sorted(results.glob("*/*/summary.json"))
+    ]
+    assert told and (results / "README.md").read_text() == page.index(told)
 
 
 def test_partial_results_are_written_as_runs_finish(go, training, tmp_path):
