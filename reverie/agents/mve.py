@@ -19,9 +19,10 @@ Where the equations are::
 
 Command: ``reverie train mve --env Pendulum-v1 --preset laptop``.
 
-Deviations. The reward is learned beside the dynamics, where MVE is given it and STEVE has networks of their own for
+Deviations. The model is taught alone when learning begins, the code does it over the last 5,000 random env steps. The
+reward is learned beside the dynamics, where MVE is given it and STEVE has networks of their own for
 it: so a candidate of STEVE has M x Q values, each network rolling out with its own reward. Exploration is Gaussian,
-not of parameters; no layer normalisation; the tail of an imagined state t is discounted by gamma^(H-t), as in the
+not of parameters; the tail of an imagined state t is discounted by gamma^(H-t), as in the
 authors' code (the paper prints gamma^H). STEVE's targets are averaged, not copied.
 """
 
@@ -50,7 +51,10 @@ class Config:
     # Environment and schedule
     action_repeat: int = 1
     steps: int = 1_500_000  # env steps in all
-    prefill: int = 10_000  # env steps of uniformly random actions; the code's model starts at 5,000
+    prefill: int = 10_000  # env steps of uniformly random actions
+    pretrain: int = (
+        20_000  # updates of the model alone before the first burst: the code's 5,000 env steps of them
+    )
     train_every: int = 1
     train_updates: int = 4  # of the model, and of actor and critic
     model_batch: int = 512
@@ -67,6 +71,7 @@ class Config:
     expand: Literal["td_k", "last", "steve"] = "td_k"  # last: the real state's target alone, an ablation
     critics: int = 1  # Q functions; STEVE has 4
     units: tuple[int, ...] = (64, 64)
+    norm: bool = True  # normalise the layers of actor and critic
     discount: float = 0.99  # gamma, per decision
     tau: float = 1e-2  # how far the targets go at every update
     noise: float = 0.2  # std of the Gaussian added while training
@@ -83,7 +88,7 @@ class Actor(nn.Module):
 
     def __init__(self, inputs: int, actions: int, config: Config):
         super().__init__()
-        self.net = Ensemble(inputs, config.units, actions, last=3e-3)
+        self.net = Ensemble(inputs, config.units, actions, last=3e-3, norm=config.norm)
 
     def forward(self, obs: Tensor) -> Tensor:
         return torch.tanh(self.net(obs)[0])
@@ -94,7 +99,7 @@ class Critics(nn.Module):
 
     def __init__(self, inputs: int, actions: int, config: Config):
         super().__init__()
-        self.net = Ensemble(inputs + actions, config.units, 1, members=config.critics, last=3e-3)
+        self.net = Ensemble(inputs + actions, config.units, 1, config.critics, last=3e-3, norm=config.norm)
 
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         return self.net(torch.cat([obs, action], -1))[..., 0]
@@ -154,6 +159,7 @@ class MVE:
         self.actor_opt = Optimizer({"actor": self.actor}, c.actor_lr, c.adam_eps)
         self.critic_opt = Optimizer({"critics": self.critics}, c.critic_lr, c.adam_eps)
         self.follow = Follow({self.target_actor: self.actor, self.target_critics: self.critics}, c.tau)
+        self.updates = 0
         self.generators = {
             use: torch.Generator(self.device).manual_seed(1_000_003 * seed + i)
             for i, use in enumerate(("learn", "train", "dream"))
@@ -185,13 +191,18 @@ class MVE:
         return replay.transitions(self.config.model_batch, rng)
 
     def update(self, batch: Batch) -> Metrics:
-        """The model's step on all rows; then the critic's and the actor's on the first of them."""
+        """The model's step on all rows; then, once it is pretrained, the critic's and the actor's on the first of them.
+
+        Targets of a model that knows nothing yet would drive the actor into its corners, where it stays."""
         c = self.config
         rows = transitions(batch.to(self.device), self.keys)
         self.dynamics.see(rows.obs, rows.action, rows.reward, rows.next_obs)
         fit, ends = model_loss(self.dynamics, rows, self.generators["learn"])
         model = self.model_opt.gradient(fit + ends)
         step(model)
+        self.updates += 1
+        if self.updates <= c.pretrain:
+            return {"loss/model": fit.detach(), "grad/model": model.norm}
 
         t = Transitions(*(part[: c.batch_size] for part in rows))
         dream = self.imagine(t.next_obs)
@@ -282,6 +293,7 @@ class MVE:
             "actor_opt": self.actor_opt.state_dict(),
             "critic_opt": self.critic_opt.state_dict(),
             "generators": {use: generator.get_state() for use, generator in self.generators.items()},
+            "updates": self.updates,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -290,6 +302,7 @@ class MVE:
             getattr(self, name).load_state_dict(state[name])
         for use, generator in self.generators.items():
             generator.set_state(state["generators"][use])
+        self.updates = state["updates"]
 
 
 # The losses and targets, in the papers' order.

@@ -106,19 +106,29 @@ class MLP(nn.Module):
 
 class Ensemble(nn.Module):
     """``members`` networks of one shape side by side, each with weights of its own: ReLU layers of widths
-    ``units``, then a linear one. Weights are "M O I", biases "M O".
+    ``units``, then a linear one. Weights are "M O I", biases "M O". With ``norm``, layers are normalised before their
+    ReLU (Ba et al. 2016), with scales and shifts "M O".
 
     Weights and biases start uniform in +-1/sqrt(inputs), those of the last layer in +-``last`` if given. Products are
     taken member by member: batched, they were slower.
     """
 
     def __init__(
-        self, inputs: int, units: Sequence[int], outputs: int, members: int = 1, last: float | None = None
+        self,
+        inputs: int,
+        units: Sequence[int],
+        outputs: int,
+        members: int = 1,
+        last: float | None = None,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         widths, empty = [inputs, *units, outputs], torch.empty
         self.weights = nn.ParameterList(nn.Parameter(empty(members, o, i)) for i, o in pairwise(widths))
         self.biases = nn.ParameterList(nn.Parameter(empty(members, o)) for o in widths[1:])
+        hidden = widths[1:-1] if norm else []
+        self.scales = nn.ParameterList(nn.Parameter(torch.ones(members, o)) for o in hidden)
+        self.shifts = nn.ParameterList(nn.Parameter(torch.zeros(members, o)) for o in hidden)
         for weight, bias in zip(self.weights, self.biases, strict=True):
             bound = last if last is not None and bias is self.biases[-1] else weight.shape[-1] ** -0.5
             nn.init.uniform_(weight, -bound, bound)
@@ -126,22 +136,30 @@ class Ensemble(nn.Module):
 
     def forward(self, x: Tensor) -> Float[Tensor, "M B O"]:
         """Of one input "B I" that all members share, or of one for each, "M B I"."""
-        return self._run(x, list(self.weights), list(self.biases))
+        return self._run(x, *(list(group) for group in self._groups()))
 
     def through(self, x: Tensor, members: int | None = None) -> Float[Tensor, "M B O"]:
         """The same, or the first ``members`` alone, with a gradient to ``x`` and none to the parameters."""
-        weights, biases = ([p.detach()[:members] for p in group] for group in (self.weights, self.biases))
-        return self._run(x, weights, biases)
+        return self._run(x, *([p.detach()[:members] for p in group] for group in self._groups()))
+
+    def _groups(self) -> tuple[nn.ParameterList, ...]:
+        return self.weights, self.biases, self.scales, self.shifts
 
     @staticmethod
-    def _run(x: Tensor, weights: list[Tensor], biases: list[Tensor]) -> Tensor:
+    def _run(
+        x: Tensor, weights: list[Tensor], biases: list[Tensor], scales: list[Tensor], shifts: list[Tensor]
+    ) -> Tensor:
         apart = lambda p: [p.squeeze(0)] if len(p) == 1 else p.unbind(0)
         layers = list(zip(map(apart, weights), map(apart, biases), strict=True))
+        norms = list(zip(map(apart, scales), map(apart, shifts), strict=True))
         outs = []
         for m in range(len(weights[0])):
             h = x if x.ndim == 2 else x[m]
             for i, (weight, bias) in enumerate(layers):
                 h = F.linear(h, weight[m], bias[m])
+                if norms and i < len(layers) - 1:
+                    scale, shift = norms[i]
+                    h = F.layer_norm(h, h.shape[-1:], scale[m], shift[m])
                 h = h if i == len(layers) - 1 else h.relu_()
             outs.append(h)
         return torch.stack(outs) if len(outs) > 1 else outs[0][None]
