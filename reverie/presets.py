@@ -187,7 +187,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             critic_lr=3e-4,
         ),
         # Small tasks, one update a step. The targets are for real states alone: taught on imagined ones too, where it
-        # meets its own actions and no others, the critic drives so small an actor into a corner (0 of 4 trials learned).
+        # meets the actor's actions and no others, the critic often drives so small an actor into a corner.
         "laptop": dict(
             steps=10_000,
             expand="last",

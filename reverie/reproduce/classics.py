@@ -313,8 +313,8 @@ register(
                 5,
                 _mve(4_000),
                 "Twenty episodes of one small task, small networks, one update a step. The expansion is a target for "
-                "real states alone; the authors' TD-k trick, which teaches the critic on imagined states too, is an arm "
-                "of its own: there this small actor ends in a corner.",
+                "real states alone; the authors' TD-k trick, which teaches the critic on imagined states too, is an "
+                "arm of its own: here it often drives the small actor into a corner.",
             ),
             "gpu": Budget(
                 "laptop", 10, _mve(6_000), "The laptop's sizes: small networks gain little on a GPU."

@@ -161,7 +161,7 @@ def test_steves_candidates_look_one_step_further_each(make):
 def test_without_a_horizon_it_is_ddpg(small):
     """The critic and the actor move as DDPG's with the same weights, rates and rows."""
     rates = dict(actor_lr=1e-3, critic_lr=1e-3, tau=0.01, units=(8, 8))
-    mve = small.agent("mve", "vector", horizon=0, batch_size=64, **rates)
+    mve = small.agent("mve", "vector", horizon=0, norm=False, batch_size=64, **rates)
     ddpg = small.agent("ddpg", "vector", critic_decay=0.0, **rates)
     pairs = ((ddpg.actor, mve.actor), (ddpg.critic, mve.critics))
     slow = ((ddpg.target_actor, mve.target_actor), (ddpg.target_critic, mve.target_critics))
@@ -193,6 +193,18 @@ def test_arrows(make, small):
                 mine,
                 name,
             )
+
+
+def test_the_model_is_taught_alone_at_first(make, small):
+    agent = make(pretrain=2)
+    moved = []
+    for seed in range(3):
+        before = {name: p.clone() for name, p in agent.modules.named_parameters()}
+        agent.update(small.batch("vector", seed=seed))
+        after = dict(agent.modules.named_parameters())
+        moved.append({name.split(".")[0] for name in before if not torch.equal(before[name], after[name])})
+    assert moved[:2] == [{"dynamics"}] * 2
+    assert moved[2] == {"dynamics", "actor", "critics", "target_actor", "target_critics"}
 
 
 def test_one_network_unless_steve(small):

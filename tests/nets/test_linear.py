@@ -118,3 +118,19 @@ def test_rounded_matrices_predict_nearly_the_same_and_leave_the_net_alone():
 
 
 # Layers with norms
+
+
+def test_an_ensembles_layers_are_normalised_if_asked():
+    torch.manual_seed(0)
+    net = Ensemble(3, (4,), 2, 2, norm=True)
+    for group in (net.scales, net.shifts):
+        torch.nn.init.normal_(group[0])
+    x = torch.randn(5, 3)
+    for m, told in enumerate(net(x)):
+        h = x @ net.weights[0][m].T + net.biases[0][m]
+        h = (h - h.mean(-1, keepdim=True)) / (h.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+        h = (h * net.scales[0][m] + net.shifts[0][m]).relu()
+        torch.testing.assert_close(told, h @ net.weights[1][m].T + net.biases[1][m])
+    net.through(x.requires_grad_()).sum().backward()
+    assert x.grad is not None and all(p.grad is None for p in net.parameters())
+    assert len(Ensemble(3, (4,), 2).scales) == 0
