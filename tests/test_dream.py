@@ -571,7 +571,7 @@ def test_what_can_not_be_dreamt_is_said_in_a_sentence(run, tmp_path, monkeypatch
         m.setattr(cls, "load_state_dict", lambda self, state: load(self, {**state, "updates": 0}))
         with pytest.raises(ReverieError, match="has not learned anything yet"):
             open_run(run)
-    monkeypatch.setattr(cls, "world", None)
+    monkeypatch.delattr(cls, "world")
     with pytest.raises(ReverieError, match="dreamer_v1, which learns no world"):
         open_run(run)
 
