@@ -347,11 +347,7 @@ class WorkerEnvs(Envs):
         with contextlib.suppress(OSError):
             pipe.send(None)
         pipe.close()
-        for stop in (lambda: None, worker.terminate, worker.kill):
-            stop()
-            worker.join(3)
-            if worker.exitcode is not None:
-                break
+        end_process(worker)
         self._workers[w] = None
 
     def _close(self) -> None:
@@ -360,6 +356,15 @@ class WorkerEnvs(Envs):
                 self._pipes[w].send(None)  # all at once, so that they close side by side
         for w in range(self._count):
             self._end(w)
+
+
+def end_process(process: Any, patience: float = 3.0) -> None:
+    """Wait for a process to end; if it does not in so many seconds terminate it, and after as many more kill it."""
+    for stop in (lambda: None, process.terminate, process.kill):
+        stop()
+        process.join(patience)
+        if process.exitcode is not None:
+            return
 
 
 class WorkerDied(Exception):

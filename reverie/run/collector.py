@@ -39,7 +39,14 @@ from torch import Tensor, nn
 
 from reverie.data.replay import Replay, Tail
 from reverie.envs import Envs
-from reverie.envs.vector import PATIENCE, follow_parent, portable, process_context, settings_of_parent
+from reverie.envs.vector import (
+    PATIENCE,
+    end_process,
+    follow_parent,
+    portable,
+    process_context,
+    settings_of_parent,
+)
 from reverie.machine import prepare
 from reverie.run.driver import Driver, Episode, Record
 from reverie.types import ActionSpace, Agent, ObsSpace, ReverieError, Step
@@ -239,11 +246,7 @@ class Collector:
             return
         self._send(None)
         self._pipe.close()
-        for stop in (lambda: None, process.terminate, process.kill):
-            stop()
-            process.join(5)
-            if process.exitcode is not None:
-                break
+        end_process(process, 5.0)
 
 
 def tail_of(replay: Replay, stream: int) -> Tail | ReverieError:

@@ -1,5 +1,6 @@
 """Many streams: seeds, equal rows in and out of process, going back, and surviving what breaks."""
 
+import contextlib
 import multiprocessing as mp
 import os
 import signal
@@ -16,6 +17,7 @@ import pytest
 
 from reverie.envs import SerialEnvs, WorkerEnvs, episode_seed, make_env
 from reverie.envs.base import Env, after, first
+from reverie.envs.vector import end_process
 from reverie.types import ActionSpace, ReverieError, Space, Step
 
 HERE = Path(__file__).resolve()
@@ -339,3 +341,25 @@ def test_an_interrupt_leaves_no_stale_answers(importable: None, monkeypatch: pyt
         monkeypatch.setattr(envs, "_receive", receive)
         assert rows_of(envs, 1)[0].is_last.all(), "nobody knows where they are, so their episodes end"
         assert rows_of(envs, 1)[0].is_first.all() and envs.episodes == [1, 1]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs signals")
+@pytest.mark.parametrize("deaf", [False, True])
+def test_a_process_is_terminated_and_if_it_does_not_listen_killed(deaf):
+    words = "import signal, sys, time; " + "signal.signal(signal.SIGTERM, signal.SIG_IGN); " * deaf
+    popen = subprocess.Popen(
+        [sys.executable, "-c", words + "print(flush=True); time.sleep(60)"], stdout=subprocess.PIPE
+    )
+
+    class Process:
+        exitcode = None
+        terminate, kill = popen.terminate, popen.kill
+
+        def join(self, seconds):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.exitcode = popen.wait(seconds)
+
+    popen.stdout.readline()  # it has set itself up
+    end_process(Process(), 0.3)
+    popen.stdout.close()
+    assert popen.returncode == (-signal.SIGKILL if deaf else -signal.SIGTERM)

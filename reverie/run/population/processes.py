@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from multiprocessing import connection
 from typing import Any
 
-from reverie.envs.vector import follow_parent, process_context, settings_of_parent
+from reverie.envs.vector import end_process, follow_parent, process_context, settings_of_parent
 from reverie.run.population.base import Job, Recipe
 from reverie.run.population.team import Died, Team, Worker
 from reverie.types import ReverieError
@@ -73,11 +73,7 @@ class Processes(Team):
         if worker is None:
             return
         pipe.close()
-        for stop in (lambda: None, worker.terminate, worker.kill):
-            stop()
-            worker.join(3)
-            if worker.exitcode is not None:
-                break
+        end_process(worker)
         self._workers[w] = None
 
     def _dismiss(self) -> None:
