@@ -4,9 +4,9 @@
 our own with Gymnasium: those of ``small.py`` (``reverie/Catch-v0``, ``DynaMaze``, ``Recall``, ``Rooms``, ``Dials``,
 ``Probe``, ``Everything``), and the races of ``car_racing.py``, ``reverie/CarRacing-v0``, the same with the stock
 picture, ``reverie/CarRacingExact-v0``, and the one that only the clock ends, ``reverie/CarRacingFull-v0``.
-``reverie/Sokoban-v0`` (10x10 cells, 4 boxes), ``reverie/SokobanSmall-v0`` (7x7, 2) and ``reverie/MiniPacman-v0``
-with its other tasks ``reverie/MiniPacmanAvoid-v0``, ``..Hunt..``, ``..Ambush..`` and ``..Rush..`` are one world
-with ``gymnasium.make`` and a batch of them with ``gymnasium.make_vec``. Goal worlds are listed in ``goals.py``.
+``reverie/Sokoban-v0`` (10x10 cells, 4 boxes), ``reverie/SokobanSmall-v0`` (7x7, 2), ``reverie/SokobanTiny-v0`` (7x7,
+1) and ``reverie/MiniPacman-v0`` with its other tasks ``reverie/MiniPacmanAvoid-v0``, ``..Hunt..``, ``..Ambush..`` and
+``..Rush..`` are one world with ``gymnasium.make`` and a batch of them with ``gymnasium.make_vec``. Goal worlds are listed in ``goals.py``.
 ``reverie/TwoRooms-v0`` is the grid world of several tasks in ``two_rooms.py``.
 """
 
@@ -36,6 +36,7 @@ for _race, _how in (("", {}), ("Exact", {"exact": True}), ("Full", {"full_episod
 _GRIDS: list[tuple[str, str, int, dict[str, Any]]] = [
     ("Sokoban", "sokoban:Sokoban", 120, {}),
     ("SokobanSmall", "sokoban:Sokoban", 120, {"size": 7, "boxes": 2}),
+    ("SokobanTiny", "sokoban:Sokoban", 120, {"size": 7, "boxes": 1}),
     ("MiniPacman", "mini_pacman:MiniPacman", 3000, {}),
     *(
         (f"MiniPacman{_task.title()}", "mini_pacman:MiniPacman", 3000, {"task": _task})
