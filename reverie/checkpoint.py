@@ -144,6 +144,28 @@ def load_path(path: Path) -> tuple[int, dict[str, Any]]:
         raise ReverieError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
 
 
+def newest_good(folder: Path) -> dict[str, Any] | None:
+    """The state of the newest checkpoint that can be read, None if there never was one.
+
+    Damaged ones are warned of and renamed, so that they do not stand before the good ones that follow.
+    """
+    found = paths(folder)
+    for path in reversed(found):
+        try:
+            return load_path(path)[1]
+        except ReverieError as error:
+            if len(found) == 1:
+                warnings.warn(
+                    f"{error}; it is the only one, so the run is repeated from its record", stacklevel=4
+                )
+            else:
+                warnings.warn(f"{error}; going on from the one before it", stacklevel=4)
+            aside = path.with_name("damaged-" + path.name)
+            with contextlib.suppress(OSError):
+                path.rename(aside)
+    return None
+
+
 def paths(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, oldest first."""
     folder = Path(folder)

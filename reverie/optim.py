@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam  # the function: the class imports a compiler, seconds at every start
 
+from reverie.parallel import averaged
 from reverie.types import NotFinite
 
 
@@ -29,10 +30,12 @@ class Owner(ABC):
         self.parameters: list[Tensor] = [parameter for _, parameter in named]
 
     def gradient(self, loss: Tensor, keep_graph: bool = False) -> "Gradient":
-        """d loss / d own parameters; zeros where the loss does not reach one."""
+        """d loss / d own parameters, zeros where the loss does not reach one; the mean over all processes that learn
+        together."""
         tensors = torch.autograd.grad(
             loss, self.parameters, retain_graph=keep_graph, allow_unused=True, materialize_grads=True
         )
+        tensors = averaged(tensors)
         return Gradient(self, tensors, torch.nn.utils.get_total_norm(tensors))
 
     @abstractmethod

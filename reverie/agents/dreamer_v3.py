@@ -52,6 +52,7 @@ from reverie.nets import Affine, BlockLinear, Dense, GridConv, NormMLP, RMSNorm,
 from reverie.ops.returns import td_lambda_returns
 from reverie.ops.scalars import range_scale, symexp_bins, symlog, track_range
 from reverie.optim import Follow, LaProp, step
+from reverie.parallel import of_all
 from reverie.types import ActionSpace, Batch, Media, Metrics, Mode, ObsSpace, ReverieError
 
 
@@ -420,7 +421,7 @@ class DreamerV3:
             reward, cont, guess = self.reward(dream[1:]).mean, self.cont(dream).mean, value.mean
             target = td_lambda_returns(reward, guess[1:], cont[1:], c.lambda_)
             weight = cont.cumprod(0)[:-1]  # the start counts as far as it is no end itself
-            range_ = track_range(self.range, target, c.return_rate)
+            range_ = track_range(self.range, of_all(target), c.return_rate)
             advantage = (target - guess[:-1]) / range_scale(range_)
             slow = self.slow_critic(dream[:-1]).mean
             slow_replay = self.slow_critic(feat[:, :-1]).mean

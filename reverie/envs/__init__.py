@@ -6,8 +6,8 @@ our own with Gymnasium: those of ``small.py`` (``reverie/Catch-v0``, ``DynaMaze`
 picture, ``reverie/CarRacingExact-v0``, and the one that only the clock ends, ``reverie/CarRacingFull-v0``.
 ``reverie/Sokoban-v0`` (10x10 cells, 4 boxes), ``reverie/SokobanSmall-v0`` (7x7, 2), ``reverie/SokobanTiny-v0`` (7x7,
 1) and ``reverie/MiniPacman-v0`` with its other tasks ``reverie/MiniPacmanAvoid-v0``, ``..Hunt..``, ``..Ambush..`` and
-``..Rush..`` are one world with ``gymnasium.make`` and a batch of them with ``gymnasium.make_vec``. Goal worlds are listed in ``goals.py``.
-``reverie/TwoRooms-v0`` is the grid world of several tasks in ``two_rooms.py``.
+``..Rush..`` are one world with ``gymnasium.make`` and a batch of them with ``gymnasium.make_vec``. Goal worlds are
+listed in ``goals.py``. ``reverie/TwoRooms-v0`` is the grid world of several tasks in ``two_rooms.py``.
 """
 
 from collections.abc import Callable

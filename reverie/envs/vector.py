@@ -201,7 +201,7 @@ class SerialEnvs(Envs):
 
     def __init__(self, factory: Callable[[], Env], n: int, seed: int) -> None:
         _check_n(n)
-        self._streams = [_Stream(factory) for _ in range(n)]
+        self._streams = [Stream(factory) for _ in range(n)]
         env = self._streams[0].open()
         super().__init__(n, seed, env.obs_space, env.act_space)
         for stream in self._streams:
@@ -371,7 +371,7 @@ class WorkerDied(Exception):
     """A worker process ended by itself."""
 
 
-class _Stream:
+class Stream:
     """One environment: made when it is first needed, thrown away when it breaks."""
 
     def __init__(self, factory: Callable[[], Env]) -> None:
@@ -423,7 +423,7 @@ def _work(
     os.environ.setdefault("LP_NUM_THREADS", "0")  # software GL stays on this worker's core
     threading.Thread(target=follow_parent, daemon=True).start()
     views = _views(memory, obs_space, n)
-    streams = {i: _Stream(factory) for i in mine}
+    streams = {i: Stream(factory) for i in mine}
     try:
         pipe.send("ready")
         while (message := pipe.recv()) is not None:

@@ -32,7 +32,7 @@ from reverie.reproduce.runs import EPISODES, Measure, Run, Values, series
 ROOMS = "reverie/SokobanSmall-v0"  # 7x7 cells, two boxes
 ONE_BOX = "reverie/SokobanTiny-v0"
 BOXES_OF = {ONE_BOX: 1, ROOMS: 2}  # else four
-HOME = 5.0  # a return above this is a solved level: 11 or more, less a tenth of at most 40 steps, else at most 1
+HOME = 5.0  # a return above this is a solved level: at least 11 less 40 tenths, else at most 1
 I2A, COPY, SAME, WIDE = "I2A", "copy-model", "A2C, same network", "A2C, same size"
 POOR, SEARCH, POOR_SEARCH, BLIND, CHANCE = (
     "I2A, poor model",

@@ -34,7 +34,10 @@ class RunConfig:
     envs: int = 1  # environments stepped together
     workers: int = 0  # worker processes for them; 0 steps them in this process
     collector: bool = False  # act in a process of its own beside the updates, one burst of them behind
-    cluster: str = ""  # Ray cluster that plays the rollouts of a population: its address, or "local"
+    cluster: str = (
+        ""  # Ray cluster of the workers, or of those that play a population: its address, or "local"
+    )
+    processes: int = 1  # that make this run together; torchrun starts them and says how many
     device: str = "auto"  # cpu, cuda, or auto: cuda if there is one
     threads: int = 0  # of the learner; 0 for every core
     renderer: str = "near"  # MuJoCo pictures: reference, near or fast
@@ -48,7 +51,7 @@ class RunConfig:
     wandb: bool = False
 
     def __post_init__(self) -> None:
-        least = {"envs": 1, "eval_episodes": 1, "log_every": 1}
+        least = {"envs": 1, "processes": 1, "eval_episodes": 1, "log_every": 1}
         for name in ("seed", "workers", "threads", "time_limit", "eval_every", "checkpoint_every", *least):
             at_least(self, name, least.get(name, 0))
 
@@ -211,6 +214,10 @@ class Loop(ABC):
         self.saved_at = time.monotonic()
         self.save_took = self.saved_at - begin
 
+    def newest_state(self) -> dict[str, Any] | None:
+        """The state to go on from, None if there is none: that of the newest checkpoint that can be read."""
+        return checkpoint.newest_good(self.folder / "checkpoints")
+
     def flush(self) -> None:  # noqa: B027 (a loop may have nothing of the kind)
         """Put on disk what a checkpoint refers to and does not hold."""
 
@@ -351,8 +358,10 @@ class ByEnvSteps(Loop):
 
     def checkpoint_due(self) -> bool:
         """By the clock, or when the replay's slack is half used up."""
-        rows, slack = max(self.replay.counts) - self.saved_rows, self.replay.slack or math.inf
-        return super().checkpoint_due() or rows > slack / 2
+        return super().checkpoint_due() or self.rows_due()
+
+    def rows_due(self) -> bool:
+        return max(self.replay.counts) - self.saved_rows > (self.replay.slack or math.inf) / 2
 
     def flush(self) -> None:
         self.replay.flush()

@@ -79,7 +79,7 @@ class OnPolicy(ByEnvSteps):
         world = Path(c.world) if getattr(c, "world", "") else None
         if world and not checkpoint.paths(folder / "checkpoints"):
             read_model(world, plan)  # refused, if it has to be, before anything is made
-        envs = parts.add(make_envs(plan, c.actors))
+        envs = parts.add(make_envs(plan, c.actors, cluster=run.cluster))
         eval_envs = parts.add(make_envs(plan, run.eval_episodes, evaluation=True))
         agent = make_agent(plan, envs)
         # What a model learns from; an agent without one, or with another run's, records nothing.

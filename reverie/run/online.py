@@ -39,7 +39,9 @@ class Online(ByEnvSteps):
     steps the environments."""
 
     KINDS = ("act", "update", "evaluate")
-    COUNTS = ("updates", "pending", "episodes", "next_train", "evaluated", "logged", "scores")
+    COUNTS: tuple[str, ...] = (
+        "updates", "pending", "episodes", "next_train", "evaluated", "logged", "scores",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -61,6 +63,7 @@ class Online(ByEnvSteps):
         self.driver = driver(agent, envs, replay, random, run.seed)
         self.rng = np.random.default_rng([run.seed, 2])  # which sequences are sampled
         self.pretrain = getattr(config, "pretrain", 0)
+        self.batch_size = config.batch_size
         self.pending = 0  # updates due
         self.next_train = config.prefill
 
@@ -73,7 +76,7 @@ class Online(ByEnvSteps):
                 Collector, partial(for_collector, plan), plan.config, alone=not plan.run.workers
             )
         else:
-            envs, driver = parts.add(make_envs(plan, plan.run.envs)), Driver
+            envs, driver = parts.add(training_envs(plan)), Driver
         agent = make_agent(plan, envs)
         needed, least = rows_needed(plan, envs.n)
         context = agent.context if isinstance(agent, Remembers) else None
@@ -147,7 +150,7 @@ class Online(ByEnvSteps):
         if self.draws is not None:
             batch = self.draws.sample(self.replay, self.rng)
         else:
-            batch = self.replay.sample(self.config.batch_size, self.config.batch_length, self.rng)
+            batch = self.replay.sample(self.batch_size, self.config.batch_length, self.rng)
         self.logger.add(self.agent.update(batch))
         if batch.rows is not None and isinstance(self.agent, Remembers):
             self.replay.refresh(batch.rows, self.agent.reread)
@@ -201,5 +204,9 @@ def rows_needed(plan: Plan, n: int) -> tuple[int, int]:
 def for_collector(plan: Plan) -> tuple[Agent, Envs]:
     """What a collector needs in its process: the plan's agent, on the CPU, and its environments."""
     plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, device="cpu"))
-    envs = make_envs(plan, plan.run.envs)
+    envs = training_envs(plan)
     return make_agent(plan, envs), envs
+
+
+def training_envs(plan: Plan) -> Envs:
+    return make_envs(plan, plan.run.envs, cluster=plan.run.cluster)

@@ -16,6 +16,7 @@ from reverie.data.storage import read_about
 from reverie.envs import Env, Envs, SerialEnvs, WorkerEnvs, make_env
 from reverie.envs.base import Goals, Rules
 from reverie.envs.batch import BatchEnvs, batched
+from reverie.run.env_cluster import ClusterEnvs
 from reverie.run.folder import Plan, read_plan, size_in_bytes
 from reverie.types import ActionSpace, Agent, ObsSpace, ReverieError, SeeksGoals, Simulates
 
@@ -52,12 +53,17 @@ def env_factory(plan: Plan, name: str = "") -> Callable[[], Env]:
     )
 
 
-def make_envs(plan: Plan, n: int, evaluation: bool = False, name: str = "") -> Envs:
+def make_envs(plan: Plan, n: int, evaluation: bool = False, name: str = "", cluster: str = "") -> Envs:
+    """``n`` of the plan's environment, or of the one called ``name``: in this process, in workers, or in those of a
+    Ray cluster, "local" or an address."""
     factory, seed = env_factory(plan, name), plan.run.seed + (EVAL_SEED if evaluation else 0)
-    if not plan.run.workers and in_one_batch(plan, name or plan.env):
+    workers = plan.run.workers
+    if not workers and not cluster and in_one_batch(plan, name or plan.env):
         return BatchEnvs(name or plan.env, n, seed, plan.run.time_limit or None)
-    if plan.run.workers and not evaluation:
-        return WorkerEnvs(factory, n, seed, plan.run.workers)
+    if cluster:
+        return ClusterEnvs(factory, n, seed, workers or n, None if cluster == "local" else cluster)
+    if workers and not evaluation:
+        return WorkerEnvs(factory, n, seed, workers)
     return SerialEnvs(factory, n, seed)
 
 

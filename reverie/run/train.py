@@ -1,17 +1,16 @@
 """From a plan to a trained agent: build the parts, go on where the folder's last checkpoint stopped, learn."""
 
-import contextlib
 import dataclasses
-import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from reverie import checkpoint, presets
+from reverie import checkpoint, parallel, presets
 from reverie.envs.pixels import preset as renderer
 from reverie.logger import duration, plural
 from reverie.machine import prepare
+from reverie.run.data_parallel import DataParallel, folder_of
 from reverie.run.folder import Plan, check_folder, read_json, read_plan
 from reverie.run.loop import Loop, RunConfig, at_least
 from reverie.run.online import Online
@@ -49,27 +48,41 @@ def default_folder(plan: Plan) -> Path:
 
 
 def carry_out(plan: Plan, folder: Path) -> bool:
-    """Do what the plan says in ``folder``; True when it is finished, False when interrupted."""
+    """Do what the plan says in ``folder``; True when it is finished, False when interrupted. Started by ``torchrun``,
+    it is done together with the other processes."""
+    ranks = parallel.asked()
+    if ranks.size == 1:
+        return do(plan, folder)
+    plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, processes=ranks.size))
+    with parallel.joined(ranks):
+        return do(plan, folder_of(ranks.rank, folder))
+
+
+def do(plan: Plan, folder: Path) -> bool:
+    """The part of this process, in its own folder."""
     from reverie.report import write_report
 
     check(plan)
     check_folder(folder, plan)
-    if is_finished(plan, folder):
-        if not (folder / "report.html").exists():
+    first = parallel.ranks().rank == 0
+    if parallel.everyone(is_finished(plan, folder))[0][0]:
+        if first and not (folder / "report.html").exists():
             write_report(folder)
-        print(finished(folder))
+        if first:
+            print(finished(folder))
         return True
     prepare(plan.run.threads)
     with Parts() as parts:
-        loop = loop_of(plan.agent).make(plan, folder, parts)
+        loop = loop_of(plan.agent, plan.run.processes).make(plan, folder, parts)
         say = loop.progress.say
         say(about(plan, loop, folder))
         go_on(loop)
         if not loop.loop():
             say(f"Saved at {loop.about()}. The same command goes on from there.")
             return False
-    write_report(folder)
-    say(finished(folder))
+    if first:
+        write_report(folder)
+        say(finished(folder))
     return True
 
 
@@ -78,8 +91,10 @@ def loop_name(agent: str) -> LoopName:
     return getattr(presets.agent_class(agent), "loop", "online")
 
 
-def loop_of(agent: str) -> type[Loop]:
+def loop_of(agent: str, processes: int = 1) -> type[Loop]:
     """The loop that an agent learns in; those that need more are imported when they are needed."""
+    if processes > 1:
+        return DataParallel
     match loop_name(agent):
         case "on_policy":
             from reverie.run.on_policy import OnPolicy
@@ -98,13 +113,22 @@ def check(plan: Plan) -> None:
     at_least(plan.config, "action_repeat", 1)
     if hasattr(plan.config, "image_size"):  # agents that read vectors alone have none
         at_least(plan.config, "image_size", 0)
-    loop = loop_of(plan.agent)
+    loop, processes = loop_of(plan.agent), plan.run.processes
+    if processes != parallel.ranks().size:
+        raise ReverieError(
+            f"--processes is said by whoever starts them: torchrun --nproc-per-node {processes} -m -- reverie train ..."
+        )
+    if processes > 1 and loop is not Online:
+        raise ReverieError(
+            f"several processes train agents that learn from a replay while they act; {plan.agent} has a loop of its "
+            f"own: start it without torchrun"
+        )
     if plan.run.collector and loop is not Online:
         raise ReverieError(
             f"--collector works with agents that learn from a replay while they act; {plan.agent} has a loop of its "
             f"own: leave it out"
         )
-    loop.check(plan.config, plan.run)
+    loop_of(plan.agent, processes).check(plan.config, plan.run)
 
 
 def is_finished(plan: Plan, folder: Path) -> bool:
@@ -132,7 +156,7 @@ def go_on(loop: Loop) -> None:
     """Take the last good checkpoint, if there is one; what the replay knows beyond it is fed in again."""
     say, replay = loop.progress.say, loop.replay
     recorded = sum(replay.counts)
-    found = newest_good(loop.folder / "checkpoints")
+    found = loop.newest_state()
     if found is not None:
         loop.load_state_dict(found)
         beyond = recorded - sum(replay.counts)
@@ -144,28 +168,6 @@ def go_on(loop: Loop) -> None:
     loop.begin_again()
     if recorded:
         say(f"No checkpoint yet: the {plural(recorded, 'row')} recorded so far are taken in again.")
-
-
-def newest_good(folder: Path) -> dict[str, Any] | None:
-    """The state of the newest checkpoint that can be read, None if there never was one.
-
-    Damaged ones are warned of and renamed, so that they do not stand before the good ones that follow.
-    """
-    found = checkpoint.paths(folder)
-    for path in reversed(found):
-        try:
-            return checkpoint.load_path(path)[1]
-        except ReverieError as error:
-            if len(found) == 1:
-                warnings.warn(
-                    f"{error}; it is the only one, so the run is repeated from its record", stacklevel=3
-                )
-            else:
-                warnings.warn(f"{error}; going on from the one before it", stacklevel=3)
-            aside = path.with_name("damaged-" + path.name)
-            with contextlib.suppress(OSError):
-                path.rename(aside)
-    return None
 
 
 def about(plan: Plan, loop: Loop, folder: Path) -> str:

@@ -209,3 +209,24 @@ def toys():
         metrics=metrics,
         plain=plain,
     )
+
+
+@pytest.fixture(scope="module")
+def ray():
+    return pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module")
+def nodes(ray):
+    """A Ray cluster of two nodes, both of this machine; the second is ``nodes.other``."""
+    from ray.cluster_utils import Cluster as Nodes
+
+    memory = 80 * 2**20
+    made = Nodes(
+        initialize_head=True,
+        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": memory},
+    )
+    made.other = made.add_node(num_cpus=1, object_store_memory=memory)
+    yield made
+    ray.shutdown()
+    made.shutdown()

@@ -16,7 +16,7 @@ import reverie.data.storage
 from reverie import checkpoint
 from reverie.cli import main
 from reverie.envs import make_env
-from reverie.run.train import go_on, newest_good
+from reverie.run.train import go_on
 from reverie.types import ReverieError
 
 KILLER = Path(__file__).with_name("killer.py")
@@ -224,7 +224,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_one_before(toys, tmp_path):
     second.close()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert newest_good(folder / "checkpoints") is not None
+        assert checkpoint.newest_good(folder / "checkpoints") is not None
 
 
 def test_the_only_checkpoint_is_damaged(toys, tmp_path):

@@ -18,7 +18,6 @@ from reverie.run.asynchronous.weights import publish
 from reverie.run.folder import Plan, size_in_bytes
 from reverie.run.online import length
 from reverie.run.parts import new_agent
-from reverie.run.train import newest_good
 from reverie.types import Agent, Batch, Draws, ReverieError
 
 
@@ -159,7 +158,7 @@ def make_learner(plan: Plan, settings: RobotConfig, folder: Path, clock: Clock, 
     replay = parts.add(make_replay(intake, plan, settings, folder))
     agent = new_agent(plan, intake.obs_space, intake.act_space, settings.seed, settings.device)
     learner = Learner(agent, replay, intake, plan.config, settings, folder, logger, clock)
-    found = newest_good(folder / "checkpoints")
+    found = checkpoint.newest_good(folder / "checkpoints")
     if found is not None:
         learner.go_on(found)
     return learner

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -54,30 +54,10 @@ def test_where_nobody_is_there_is_one_sentence(ray: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def ray() -> Any:
-    return pytest.importorskip("ray")
-
-
-@pytest.fixture(scope="module")
 def truth() -> list[Result]:
     with Here(PROBE) as population:
         population.set_world(weights())
         return population.evaluate(THETAS, JOBS)
-
-
-@pytest.fixture(scope="module")
-def nodes(ray: Any) -> Iterator[Any]:
-    from ray.cluster_utils import Cluster as Nodes
-
-    memory = 80 * 2**20
-    made = Nodes(
-        initialize_head=True,
-        head_node_args={"num_cpus": 1, "include_dashboard": False, "object_store_memory": memory},
-    )
-    made.other = made.add_node(num_cpus=1, object_store_memory=memory)
-    yield made
-    ray.shutdown()
-    made.shutdown()
 
 
 def assert_same(one: list[Result], two: list[Result]) -> None:
