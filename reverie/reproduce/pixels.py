@@ -127,11 +127,11 @@ register(
             arms=_dreamer_and_planet((SMALL,), 1) + _horizons((SMALL,), 1, seeds=1),
             paper=_dreamer_and_planet(tuple(DREAMER_TASKS), 5_000_000)
             + _horizons(("dmc/cartpole_swingup", "dmc/walker_walk"), 5_000_000, seeds=None),
-            laptop=8_000,
+            laptop=10_000,
             gpu=20_000,
             notes={
                 "laptop": "One small task from pixels with small networks: it can show who is ahead after "
-                "forty episodes, and what an env step costs on this machine with a search a twentieth of the "
+                "fifty episodes, and what an env step costs on this machine with a search a twentieth of the "
                 "paper's. It cannot show the papers' scores after 5e6 env steps on twenty tasks. Horizons other "
                 "than 15 have one seed each and do not enter the verdict.",
                 "gpu": "The paper's networks on one small task for a hundred episodes: 1/250 of the paper's "
@@ -194,10 +194,10 @@ register(
                 Arm(name, "planet", tuple(PLANET_TASKS), 1_000_000, part, PLANET_REPEAT)
                 for name, part in PARTS.items()
             ),
-            laptop=8_000,
+            laptop=10_000,
             gpu=20_000,
             notes={
-                "laptop": "One small task from pixels, forty episodes, small networks: it can show that "
+                "laptop": "One small task from pixels, fifty episodes, small networks: it can show that "
                 "PlaNet learns, and which parts matter on an easy task. A task whose state a few pictures "
                 "tell asks little of either path of the model, so those rows may well stay open here.",
                 "gpu": "The paper's networks on one small task for a hundred episodes.",
