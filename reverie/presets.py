@@ -29,6 +29,7 @@ AGENTS = {  # name: (module, class)
     "planet": ("reverie.agents.planet", "PlaNet"),
     "dreamer_v1": ("reverie.agents.dreamer_v1", "DreamerV1"),
     "dreamer_v2": ("reverie.agents.dreamer_v2", "DreamerV2"),
+    "dreamer_v3_2023": ("reverie.agents.dreamer_v3_2023", "DreamerV3of2023"),
     "dreamer_v3": ("reverie.agents.dreamer_v3", "DreamerV3"),
     "daydreamer": ("reverie.agents.daydreamer", "DayDreamer"),
     "world_models": ("reverie.agents.world_models", "WorldModels"),
@@ -75,6 +76,13 @@ VECTORS_DEBUG = dict(
     train_updates=2,
     batch_size=5,
 )
+
+
+def v3_2023_size(deter: int, depth: int, units: int, layers: int) -> dict[str, int]:
+    """A row of the table of sizes of Dreamer V3's first version."""
+    return dict(
+        deter=deter, depth=depth, units=units, layers=layers, vector_units=units, vector_layers=layers
+    )
 
 
 def v3_size(deter: int) -> dict[str, int]:
@@ -571,6 +579,72 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             critic_lr=4e-4,
         ),
         "debug": dict(**DEBUG, classes=4, layers=1, horizon=4),
+    },
+    "dreamer_v3_2023": {
+        "paper": {},
+        "xs": v3_2023_size(256, 24, 256, 1),
+        "s": v3_2023_size(512, 32, 512, 2),
+        "m": v3_2023_size(1024, 48, 640, 3),
+        "l": v3_2023_size(2048, 64, 768, 4),
+        "xl": v3_2023_size(4096, 96, 1024, 5),
+        # The release's settings for each suite; for control, the paper's steps. The one for vectors keeps the default's
+        # layers to read and write them; over it, ``s`` gives the paper's.
+        "dmc_proprio": dict(
+            deter=512,
+            depth=32,
+            units=512,
+            layers=2,
+            pixels=False,
+            action_repeat=2,
+            steps=500_000,
+            prefill=2_048,
+            train_ratio=512.0,
+        ),
+        "dmc_vision": dict(
+            **v3_2023_size(512, 32, 512, 2), action_repeat=2, prefill=2_048, train_ratio=512.0
+        ),
+        # 8 environments (--envs 8)
+        "atari": dict(action_repeat=4, steps=220_000_000, prefill=4_096, train_ratio=64.0),
+        "atari100k": dict(  # one environment
+            **v3_2023_size(512, 32, 512, 2),
+            action_repeat=4,
+            steps=600_000,
+            prefill=4_096,
+            train_ratio=1024.0,
+        ),
+        "crafter": dict(train_ratio=512.0),  # one environment
+        # Two cores, no GPU: less than the smallest size, a quarter of the rows in an update, and one update for every
+        # four decisions. Larger rates, because the run is short. Not trained to a score yet.
+        "laptop": dict(
+            **v3_2023_size(256, 8, 128, 1),
+            stoch=16,
+            classes=16,
+            action_repeat=2,
+            steps=120_000,
+            prefill=2_000,
+            batch_size=8,
+            batch_length=32,
+            train_ratio=64.0,
+            model_lr=4e-4,
+            actor_lr=1e-4,
+            critic_lr=1e-4,
+        ),
+        "debug": dict(
+            **v3_2023_size(16, 2, 8, 1),
+            stoch=4,
+            classes=4,
+            bins=31,
+            horizon=3,
+            steps=1_200,
+            prefill=200,
+            pretrain=0,
+            train_ratio=0.8,
+            batch_size=5,
+            batch_length=8,
+            model_lr=1e-2,
+            actor_lr=1e-2,
+            critic_lr=1e-2,
+        ),
     },
     "dreamer_v3": {
         "paper": {},

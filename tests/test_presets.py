@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from reverie.presets import AGENTS, PRESETS, agent_class, config_class, known, resolve, v3_size
+from reverie.presets import AGENTS, PRESETS, agent_class, config_class, known, resolve, v3_2023_size, v3_size
 from reverie.types import ActionSpace, Agent, Batch, ReverieError, Space
 
 IMAGE = {"image": Space((64, 64, 3), "uint8")}
@@ -13,6 +13,10 @@ DISCRETE = {"dyna_q", "i2a", "distral"}  # take one choice among several
 TASKS = {"state": Space((3,)), "task": Space((2,))}  # what Distral sees
 VECTOR = {"vector": Space((3,))}
 GOALS = {"observation": Space((3,)), "achieved_goal": Space((2,)), "desired_goal": Space((2,))}
+SIZED = {  # sizes are counted, without being made, in the tests of these
+    "dreamer_v3": v3_size(128) | {"image_size": 64},
+    "dreamer_v3_2023": v3_2023_size(32, 2, 8, 1),
+}
 EVERY = [(agent, preset) for agent in AGENTS for preset in PRESETS[agent]]
 
 
@@ -35,8 +39,8 @@ def test_every_agent_has_the_three_presets():
 def test_every_preset_builds(agent, preset):
     config = resolve(agent, [preset])
     assert dataclasses.asdict(config) == dataclasses.asdict(config_class(agent)()) | PRESETS[agent][preset]
-    if agent == "dreamer_v3":  # sizes are counted, without being made, in tests/agents/test_dreamer_v3.py
-        config = resolve(agent, [preset], v3_size(128) | {"image_size": 64})
+    if agent in SIZED:
+        config = resolve(agent, [preset], SIZED[agent])
     small = {"image": Space((10, 10, 7), "uint8")}  # what a network without strides is for
     discrete = preset == "discrete" or agent in DISCRETE
     image = small if getattr(config, "image_size", 64) == 0 and preset != "laptop" else seen(config)

@@ -44,8 +44,8 @@ from reverie.dists import MSE, Bernoulli, Normal, OneHot, SymlogMSE
 from reverie.heads import split_space
 from reverie.imagine import look
 from reverie.models.latent_world import LatentWorld
-from reverie.models.rssm import RSSM, Categorical, State
-from reverie.nets import Conv, Deconv
+from reverie.models.rssm import Categorical, StartedRSSM, State
+from reverie.nets import NORM_EPS, Conv, Deconv, LayerMLP
 from reverie.ops.returns import td_lambda_returns
 from reverie.ops.scalars import symexp
 from reverie.optim import Gradient, Optimizer, step
@@ -100,40 +100,11 @@ class Config:
     decay: float = 1e-2  # times the learning rate: the share of every kernel taken away by a step
 
 
-class Layer(nn.Module):
-    """Linear without a bias, layer norm, ELU."""
-
-    def __init__(self, inputs: int, outputs: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(outputs, inputs))
-        self.norm = nn.LayerNorm(outputs, 1e-3)
-        nn.init.xavier_uniform_(self.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.elu(self.norm(F.linear(x, self.weight)))
-
-
-class Net(nn.Module):
-    """``layers`` of ``units``, then ``outputs`` without norm, their first weights ``scale`` times as uneven."""
-
-    def __init__(self, inputs: int, units: int, layers: int, outputs: int | None = None, scale: float = 1.0):
-        super().__init__()
-        self.hidden = nn.Sequential(*(Layer(a, b) for a, b in pairwise([inputs] + [units] * layers)))
-        self.out = None if outputs is None else nn.Linear(units, outputs)
-        if self.out is not None:
-            nn.init.xavier_uniform_(self.out.weight, scale**0.5)
-            nn.init.zeros_(self.out.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.hidden(x)
-        return x if self.out is None else self.out(x)
-
-
-class Scalar(Net):
+class Scalar(LayerMLP):
     """Features "*B F" to one number each, "*B"; near 0 before training."""
 
     def __init__(self, features: int, units: int, layers: int):
-        super().__init__(features, units, layers, 1, scale=0.1)
+        super().__init__(features, units, layers, F.elu, 1, scale=0.1)
 
     def forward(self, feat: Tensor) -> Tensor:
         return super().forward(feat).squeeze(-1)
@@ -151,12 +122,13 @@ class Encoder(nn.Module):
         channels = [sum(s.shape[2] for s in images.values()), *(c.depth * k for k in (1, 2, 4, 8))]
         convs = [Conv(a, b, 4) for a, b in pairwise(channels)] if images else []
         self.convs = nn.ModuleList(convs)
-        self.norms = nn.ModuleList(nn.LayerNorm(conv.weight.shape[0], 1e-3) for conv in convs)
+        self.norms = nn.ModuleList(nn.LayerNorm(conv.weight.shape[0], NORM_EPS) for conv in convs)
         for conv in convs:  # the kernel's area is not counted
             out, _, _, into = conv.weight.shape
             bound = (6 / (out + into)) ** 0.5
             nn.init.uniform_(conv.weight, -bound, bound)
-        self.net = Net(sum(s.shape[0] for s in vectors.values()), c.units, c.layers) if vectors else None
+        width = sum(s.shape[0] for s in vectors.values())
+        self.net = LayerMLP(width, c.units, c.layers, F.elu) if vectors else None
         self.embed = (32 * c.depth if images else 0) + (c.units if vectors else 0)
 
     def forward(self, obs: Mapping[str, Tensor]) -> Tensor:
@@ -183,8 +155,11 @@ class Decoder(nn.Module):
         widths = [features, *(c.depth * k for k in (4, 2, 1)), sum(self.channels.values())]
         pairs = zip(pairwise(widths), (5, 5, 6, 6), strict=True) if images else ()
         self.deconvs = nn.ModuleList(Deconv(a, b, k) for (a, b), k in pairs)
-        self.norms = nn.ModuleList(nn.LayerNorm(w, 1e-3) for w in widths[1:4]) if images else nn.ModuleList()
-        self.net = Net(features, c.units, c.layers, sum(self.sizes.values())) if vectors else None
+        self.norms = (
+            nn.ModuleList(nn.LayerNorm(w, NORM_EPS) for w in widths[1:4]) if images else nn.ModuleList()
+        )
+        width = sum(self.sizes.values())
+        self.net = LayerMLP(features, c.units, c.layers, F.elu, width) if vectors else None
 
     def forward(self, feat: Tensor) -> dict[str, MSE]:
         found: dict[str, MSE] = {}
@@ -202,108 +177,12 @@ class Decoder(nn.Module):
         return found
 
 
-class NormGRU(nn.Module):
-    """V2's cell without a bias."""
-
-    def __init__(self, units: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(3 * units, 2 * units))
-        self.norm = nn.LayerNorm(3 * units, 1e-3)
-        nn.init.xavier_uniform_(self.weight)
-
-    def forward(self, x: Tensor, h: Tensor) -> Tensor:
-        r, c, u = self.norm(F.linear(torch.cat([x, h], -1), self.weight)).chunk(3, -1)
-        return torch.lerp(h, torch.tanh(torch.sigmoid(r) * c), torch.sigmoid(u - 1))
-
-
-class StartedRSSM(RSSM):
-    """The RSSM with norms, a prior of several layers, and a start that is learned: h_0 = tanh(w), and the likeliest
-    s_0 under the prior of it."""
-
-    img_in: Any
-    img_stats: Any
-    obs_stats: Any
-
-    def __init__(self, embed: int, actions: int, c: Config):
-        nn.Module.__init__(self)
-        self.latent, self.deter = Categorical(c.stoch, c.classes, c.unimix), c.deter
-        size = self.latent.size
-        self.features = size + c.deter
-        self.img_in = Layer(size + actions, c.deter)
-        self.cell = NormGRU(c.deter)
-        self.img_stats = Net(c.deter, c.deter, c.prior_layers, size)
-        self.obs_stats = Net(c.deter + embed, c.deter, 1, size)
-        self.start = nn.Parameter(torch.zeros(c.deter))
-
-    def initial(self, n: int) -> State:
-        deter = torch.tanh(self.start).expand(n, -1)
-        stats = self.prior(deter)
-        return State(deter, self.latent.dist(stats).mode, stats)
-
-    def prior(self, deter: Tensor) -> Tensor:
-        return self.img_stats(deter)
-
-    def img_step(
-        self, state: State, action: Tensor, generator: Generator | None = None, temperature: float = 1.0
-    ) -> State:
-        deter = self.cell(self.img_in(torch.cat([state.stoch, action], -1)), state.deter)
-        stats = self.prior(deter)
-        noise = self.latent.noise(deter.shape[:-1], deter, generator)
-        return State(deter, self.latent.sample(stats, noise, temperature), stats)
-
-    def obs_step(
-        self,
-        state: State,
-        prev_action: Tensor,
-        embed: Tensor,
-        is_first: Tensor,
-        generator: Generator | None = None,
-    ) -> State:
-        first = is_first[:, None]
-        start = self.initial(len(embed))
-        deter, stoch = (
-            torch.where(first, start.deter, state.deter),
-            torch.where(first, start.stoch, state.stoch),
-        )
-        action = torch.where(first, torch.zeros_like(prev_action), prev_action)
-        deter = self.cell(self.img_in(torch.cat([stoch, action], -1)), deter)
-        stats = self.obs_stats(torch.cat([deter, embed], -1))
-        noise = self.latent.noise(deter.shape[:-1], deter, generator)
-        return State(deter, self.latent.sample(stats, noise), stats)
-
-    def observe(
-        self, embed: Tensor, prev_action: Tensor, is_first: Tensor, generator: Generator | None = None
-    ) -> tuple[State, Tensor]:
-        """Filter along data from the learned start; posterior states and the prior's stats, "B T ...". The posterior
-        of h_t, s_{t-1} and a_{t-1} is ``obs_step``'s; the embedding's and the action's shares are computed at once."""
-        size, layer, head = self.latent.size, self.img_in, self.obs_stats.hidden[0]
-        keep = (~is_first)[..., None].to(embed.dtype)
-        from_action = F.linear(prev_action * keep, layer.weight[:, size:]).unbind(1)
-        from_embed = F.linear(embed, head.weight[:, self.deter :]).unbind(1)
-        w_stoch, w_deter = layer.weight[:, :size].t(), head.weight[:, : self.deter].t()
-        noises = self.latent.noise((embed.shape[1], len(embed)), embed, generator)
-        start = self.initial(len(embed))
-        deter, stoch = start.deter, start.stoch
-        deters, stochs, statss = [], [], []
-        for t, first in enumerate(is_first[..., None].unbind(1)):
-            deter, stoch = torch.where(first, start.deter, deter), torch.where(first, start.stoch, stoch)
-            x = F.elu(layer.norm(torch.addmm(from_action[t], stoch, w_stoch)))
-            deter = self.cell(x, deter)
-            stats = self.obs_stats.out(F.elu(head.norm(torch.addmm(from_embed[t], deter, w_deter))))
-            stoch = self.latent.sample(stats, noises[t])
-            deters.append(deter)
-            stochs.append(stoch)
-            statss.append(stats)
-        post = State(torch.stack(deters, 1), torch.stack(stochs, 1), torch.stack(statss, 1))
-        return post, self.prior(post.deter)
-
-
-class Actor(Net):
+class Actor(LayerMLP):
     """pi(a | feat): a Gaussian, or one-hot groups with a share of the uniform."""
 
     def __init__(self, features: int, space: ActionSpace, c: Config):
         outputs = space.size if space.discrete else 2 * space.size
-        super().__init__(features, c.units, c.layers, outputs, scale=0.1)
+        super().__init__(features, c.units, c.layers, F.elu, outputs, scale=0.1)
         self.space, self.min_std, self.unimix = space, c.min_std, c.actor_unimix
 
     def forward(self, feat: Tensor) -> Normal | OneHot:  # type: ignore[override]
@@ -352,7 +231,10 @@ class DayDreamer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # the initial weights
             self.encoder = Encoder(obs_space, c)
-            self.rssm = StartedRSSM(self.encoder.embed, act_space.size, c)
+            latent = Categorical(c.stoch, c.classes, c.unimix)
+            self.rssm = StartedRSSM(
+                self.encoder.embed, act_space.size, latent, c.deter, c.deter, F.elu, c.prior_layers
+            )
             features = self.rssm.features
             self.decoder = Decoder(features, obs_space, c)
             self.reward = Scalar(features, c.units, c.layers)

@@ -11,8 +11,9 @@ The observation enters only through the sample s_t, never directly into h_t; pri
 share the same h_t. Heads read ``feat`` = [s_t, h_t].
 
 Built from objects, so that the constructors tell its history: ``RSSM(..., Gaussian(30), GRUCell)`` is PlaNet's and
-Dreamer V1's, ``RSSM(..., Categorical(32, 32), NormGRUCell)`` V2's, and ``BlockRSSM(..., Categorical(32, K, 0.01))``
-V3's, whose memory lies in blocks and whose layers have norms.
+Dreamer V1's, ``RSSM(..., Categorical(32, 32), NormGRUCell)`` V2's, ``StartedRSSM(..., Categorical(32, 32, 0.01))``
+DayDreamer's and the first V3's, whose layers have norms and whose start is learned, and
+``BlockRSSM(..., Categorical(32, K, 0.01))`` V3's, whose memory lies in blocks.
 
 Whatever does not depend on the recurrence is computed for all of time at once: the embedding's half of the
 posterior, the action's share of x, and the whole prior head.
@@ -29,7 +30,18 @@ from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from reverie.dists import Categoricals, Normal, draw_one_hot, unimixed
-from reverie.nets import Affine, BlockGRU, Dense, Linear, NormMLP, inverse_rms, norm_silu_back
+from reverie.nets import (
+    Affine,
+    BlockGRU,
+    Dense,
+    Layer,
+    LayerGRU,
+    LayerMLP,
+    Linear,
+    NormMLP,
+    inverse_rms,
+    norm_silu_back,
+)
 
 
 class State(NamedTuple):
@@ -262,6 +274,111 @@ class RSSM(nn.Module):
             feats.append(feat)
             actions.append(action)
         return Imagined(torch.stack(feats), torch.stack(actions), state)
+
+
+class StartedRSSM(RSSM):
+    """The same model with a layer norm after every layer, a prior of ``prior_layers``, and a start that is learned
+    (Wu et al. 2022; Hafner et al. 2023, first version)::
+
+        h_0 = tanh(w)       s_0 = the likeliest under the prior of h_0
+
+    ``embed`` E, ``actions`` A and ``deter`` D sizes; ``hidden`` is the width of every hidden layer.
+    """
+
+    img_in: Any
+    img_stats: Any
+    obs_stats: Any
+
+    def __init__(
+        self,
+        embed: int,
+        actions: int,
+        latent: Categorical,
+        deter: int,
+        hidden: int,
+        act: Callable[[Tensor], Tensor],
+        prior_layers: int = 1,
+    ):
+        nn.Module.__init__(self)
+        self.latent, self.deter = latent, deter
+        self.features = latent.size + deter
+        self.img_in = Layer(latent.size + actions, hidden, act)
+        self.cell = LayerGRU(hidden, deter)
+        self.img_stats = LayerMLP(deter, hidden, prior_layers, act, latent.size)
+        self.obs_stats = LayerMLP(deter + embed, hidden, 1, act, latent.size)
+        self.start = nn.Parameter(torch.zeros(deter))
+
+    def initial(self, n: int) -> State:
+        deter = torch.tanh(self.start).expand(n, -1)
+        stats = self.prior(deter)
+        return State(deter, self.latent.dist(stats).mode, stats)
+
+    def prior(self, deter: Float[Tensor, "*B D"]) -> Float[Tensor, "*B stats"]:
+        """Stats of p(s_t | h_t)."""
+        return self.img_stats(deter)
+
+    def img_step(
+        self,
+        state: State,
+        action: Float[Tensor, "N A"],
+        generator: Generator | None = None,
+        temperature: float = 1.0,
+    ) -> State:
+        """One step of the prior: what comes after ``action``, without looking."""
+        deter = self.cell(self.img_in(torch.cat([state.stoch, action], -1)), state.deter)
+        stats = self.prior(deter)
+        noise = self.latent.noise(deter.shape[:-1], deter, generator)
+        return State(deter, self.latent.sample(stats, noise, temperature), stats)
+
+    def obs_step(
+        self,
+        state: State,
+        prev_action: Float[Tensor, "N A"],
+        embed: Float[Tensor, "N E"],
+        is_first: Bool[Tensor, "N"],
+        generator: Generator | None = None,
+    ) -> State:
+        """One step of the posterior; where ``is_first``, from the learned start and without an action."""
+        first = is_first[:, None]
+        start = self.initial(len(embed))
+        deter = torch.where(first, start.deter, state.deter)
+        stoch = torch.where(first, start.stoch, state.stoch)
+        action = torch.where(first, torch.zeros_like(prev_action), prev_action)
+        deter = self.cell(self.img_in(torch.cat([stoch, action], -1)), deter)
+        stats = self.obs_stats(torch.cat([deter, embed], -1))
+        noise = self.latent.noise(deter.shape[:-1], deter, generator)
+        return State(deter, self.latent.sample(stats, noise), stats)
+
+    def observe(
+        self,
+        embed: Float[Tensor, "B T E"],
+        prev_action: Float[Tensor, "B T A"],
+        is_first: Bool[Tensor, "B T"],
+        generator: Generator | None = None,
+    ) -> tuple[State, Float[Tensor, "B T stats"]]:
+        """Filter along data from the learned start; posterior states and the prior's stats, "B T ...". The posterior
+        of h_t, s_{t-1} and a_{t-1} is ``obs_step``'s; the embedding's and the action's shares are computed at once."""
+        size, layer, head = self.latent.size, self.img_in, self.obs_stats.hidden[0]
+        keep = (~is_first)[..., None].to(embed.dtype)
+        from_action = F.linear(prev_action * keep, layer.weight[:, size:]).unbind(1)
+        from_embed = F.linear(embed, head.weight[:, self.deter :]).unbind(1)
+        w_stoch, w_deter = layer.weight[:, :size].t(), head.weight[:, : self.deter].t()
+        noises = self.latent.noise((embed.shape[1], len(embed)), embed, generator)
+        start = self.initial(len(embed))
+        deter, stoch = start.deter, start.stoch
+        deters, stochs, statss = [], [], []
+        for t, first in enumerate(is_first[..., None].unbind(1)):
+            deter, stoch = torch.where(first, start.deter, deter), torch.where(first, start.stoch, stoch)
+            x = layer.act(layer.norm(torch.addmm(from_action[t], stoch, w_stoch)))
+            deter = self.cell(x, deter)
+            y = head.act(head.norm(torch.addmm(from_embed[t], deter, w_deter)))
+            stats = self.obs_stats.out(y)
+            stoch = self.latent.sample(stats, noises[t])
+            deters.append(deter)
+            stochs.append(stoch)
+            statss.append(stats)
+        post = State(torch.stack(deters, 1), torch.stack(stochs, 1), torch.stack(statss, 1))
+        return post, self.prior(post.deter)
 
 
 class BlockRSSM(nn.Module):

@@ -1,6 +1,7 @@
 """The networks every learned world is built from: layers, the image encoder and decoder, recurrent cells."""
 
 from reverie.nets.images import Conv, Convs, Deconv, GridConv, ImageDecoder, ImageEncoder, doubled, halved
+from reverie.nets.layer_norm import NORM_EPS, Layer, LayerGRU, LayerMLP
 from reverie.nets.linear import MLP, Ensemble, Linear, glorot_, product, rounded
 from reverie.nets.normed import (
     Affine,
@@ -19,6 +20,7 @@ from reverie.nets.recurrent import LSTM, GRUCell, NormGRUCell
 __all__ = [
     "LSTM",
     "MLP",
+    "NORM_EPS",
     "Affine",
     "BlockGRU",
     "BlockLinear",
@@ -31,6 +33,9 @@ __all__ = [
     "GridConv",
     "ImageDecoder",
     "ImageEncoder",
+    "Layer",
+    "LayerGRU",
+    "LayerMLP",
     "Linear",
     "NormGRUCell",
     "NormMLP",

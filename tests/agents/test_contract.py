@@ -32,6 +32,7 @@ TAKES = {  # kinds of action, kinds of observation
     "planet": (ANY, EVERYTHING),
     "dreamer_v1": (ANY, EVERYTHING),
     "dreamer_v2": (ANY, EVERYTHING),
+    "dreamer_v3_2023": (ANY, EVERYTHING),
     "dreamer_v3": (ANY, EVERYTHING),
     "daydreamer": (ANY, EVERYTHING),
     "world_models": (ANY, PICTURE),
