@@ -166,6 +166,17 @@ def newest_good(folder: Path) -> dict[str, Any] | None:
     return None
 
 
+def check_sizes(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Refuse with ``ReverieError`` weights ``found`` in a checkpoint that are of another size than an agent's ``own``."""
+    for name, value in own.items():
+        if name not in found or found[name].shape != value.shape:
+            shape = "nothing" if name not in found else tuple(found[name].shape)
+            raise ReverieError(
+                f"the checkpoint is of another size or other spaces: {name} is {shape} there and "
+                f"{tuple(value.shape)} here; use the settings it was made with"
+            )
+
+
 def paths(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, oldest first."""
     folder = Path(folder)

@@ -42,6 +42,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reverie.checkpoint import check_sizes
 from reverie.dists import MSE, Bernoulli, Normal, OneHot, SymlogMSE, TwoHot
 from reverie.heads import split_space
 from reverie.imagine import look
@@ -488,17 +489,6 @@ def check_memory(obs_space: ObsSpace, act_space: ActionSpace, c: Config, device:
             f"dreamer_v3 of this size has {count:,} parameters and needs {need:,} bytes for them, their gradients "
             f"and their optimiser, and {free:,} are free on {device.type}; choose a smaller size (--preset 12m)"
         )
-
-
-def check_sizes(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Refuse the weights of another size."""
-    for name, value in own.items():
-        if name not in found or found[name].shape != value.shape:
-            shape = "nothing" if name not in found else tuple(found[name].shape)
-            raise ReverieError(
-                f"the checkpoint is of another size or other spaces: {name} is {shape} there and "
-                f"{tuple(value.shape)} here; use the settings it was made with"
-            )
 
 
 # The losses, in the paper's order; each unreduced.
