@@ -167,7 +167,7 @@ def newest_good(folder: Path) -> dict[str, Any] | None:
 
 
 def check_sizes(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """Refuse with ``ReverieError`` weights ``found`` in a checkpoint that are of another size than an agent's ``own``."""
+    """Raise ``ReverieError`` if the weights ``found`` in a checkpoint are of another size than an agent's ``own``."""
     for name, value in own.items():
         if name not in found or found[name].shape != value.shape:
             shape = "nothing" if name not in found else tuple(found[name].shape)
