@@ -299,7 +299,7 @@ def show_list() -> int:
     print("  reverie/A1-v0           a robot's twin; also reverie/PickPlace-v0 and reverie/Ball-v0")
     print(
         "  reverie/NAME            worlds of our own: reverie/Catch-v0; reverie/CarRacing-v0, with fast pictures;\n"
-        "                          reverie/Sokoban-v0, reverie/SokobanSmall-v0, reverie/MiniPacman-v0 and its tasks;\n"
+        "                          reverie/Sokoban-v0, also Small and Tiny; reverie/MiniPacman-v0 and its tasks;\n"
         "                          with goals: reverie/BitFlip-v0, reverie/PointMass-v0, reverie/GoalReacher-v0, ...;\n"
         "                          FetchReach-v4, PointMaze_UMaze-v3 of Gymnasium-Robotics"
     )

@@ -130,7 +130,7 @@ def sizes(names: tuple[str, ...]) -> dict[str, Budget]:
     note = (
         "Sokoban of 7x7 cells and one box, at most 40 steps a level, seen as planes, with networks of 16 channels, 16 "
         f"actors and 250,000 env steps, {spent:,} of them for the model: a four-thousandth of the paper's. It can show "
-        "who is ahead while learning begins, and not who ends higher. "
+        "who is ahead while learning begins, where model-free agents are hardly past chance, and not who ends higher. "
     )
     resnet = (
         "The residual network has 16 channels here, too."
