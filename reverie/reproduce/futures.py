@@ -185,8 +185,9 @@ register(
         name="i2a-depth",
         system="I2A",
         study=STUDY,
-        sentence="The deeper I2A imagines, the more levels it solves, by less and less.",
+        sentence="The deeper I2A imagines, the more levels it solves.",
         budgets=sizes((I2A, depth(1), depth(5))),
+        # The paper's returns diminish; see the sweep.
         comparisons=(ahead(depth(3), depth(1)), ahead(depth(5), depth(3))),
         sweeps=(
             Sweep("Levels solved", "imagined steps H", SOLVED, tuple((str(h), depth(h)) for h in DEPTHS)),
