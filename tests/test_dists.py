@@ -19,8 +19,10 @@ from reverie.dists import (
     TanhNormal,
     TwoHot,
     UnitNormal,
+    draw_few,
     draw_one_hot,
     sum_last,
+    unimixed,
 )
 from reverie.ops.scalars import symexp_bins, two_hot
 
@@ -432,3 +434,19 @@ def test_a_draw_is_one_hot_and_by_inversion(u, classes):
     hot = draw_one_hot(running.diff(prepend=torch.zeros(1, 1, dtype=DOUBLE)), double(u))
     expected = min(int((running <= u * running[0, -1]).sum()), classes - 1)
     assert hot.sum() == 1 and hot[0, expected] == 1
+
+
+@pytest.mark.parametrize("unimix", [0.0, 0.01, 0.5])
+@pytest.mark.parametrize("classes", [1, 2, 4, 8])
+def test_few_classes_are_drawn_as_any_others(classes: int, unimix: float):
+    """From the same numbers the same samples, whatever the order they are made in."""
+    generator = torch.Generator().manual_seed(classes)
+    logits = 3 * torch.randn(50, 6, 32, classes, generator=generator, dtype=DOUBLE)
+    uniform = torch.rand(50, 6, 32, generator=generator, dtype=DOUBLE)
+    before = logits.clone()
+    hot = draw_few(logits, uniform, unimix)
+    assert torch.equal(hot, draw_one_hot(unimixed(logits, unimix), uniform))
+    assert torch.equal(logits, before) and (hot.sum(-1) == 1).all() and hot.shape == logits.shape
+    assert torch.equal(
+        draw_few(logits[:1], torch.zeros(1, 6, 32, dtype=DOUBLE))[..., 0], torch.ones(1, 6, 32, dtype=DOUBLE)
+    )

@@ -29,7 +29,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from reverie.dists import Categoricals, Normal, draw_one_hot, unimixed
+from reverie.dists import FEW, Categoricals, Normal, draw_few, draw_one_hot, unimixed
 from reverie.nets import (
     Affine,
     BlockGRU,
@@ -125,6 +125,8 @@ class Categorical:
         logits = stats.unflatten(-1, (self.groups, self.classes))
         logits = logits if temperature == 1.0 else logits / temperature
         if not (torch.is_grad_enabled() and logits.requires_grad):
+            if self.classes <= FEW:
+                return draw_few(logits, noise, self.unimix).flatten(-2)
             return draw_one_hot(self.weights(logits), noise).flatten(-2)
         probs = unimixed(logits, self.unimix)
         hot = draw_one_hot(probs.detach(), noise)
