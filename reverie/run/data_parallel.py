@@ -20,6 +20,7 @@ import dataclasses
 import io
 import math
 import os
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -182,8 +183,8 @@ class DataParallel(Online):
         for path in checkpoint.paths(folder)[-KEPT:]:
             try:
                 good[checkpoint.load_path(path)[1]["meetings"]] = path
-            except ReverieError:
-                continue
+            except ReverieError as error:
+                warnings.warn(f"{error}; going on from one that every rank has", stacklevel=3)
         numbers = [*sorted(good), *[-1] * KEPT][:KEPT]
         common = set.intersection(*(set(said) for said in everyone(*numbers))) - {-1}
         return checkpoint.load_path(good[max(common)])[1] if common else None
