@@ -121,15 +121,7 @@ def load_path(path: Path) -> tuple[int, dict[str, Any]]:
     """Step and state of one checkpoint directory."""
     path = Path(path)
     try:
-        with open(path / STATE, encoding="utf-8") as file:
-            about = json.load(file)
-        if not isinstance(about, dict) or about.get("format") != FORMAT:
-            version = about.get("format") if isinstance(about, dict) else None
-            raise ReverieError(
-                f"checkpoint {path} has format {version}, this version reads {FORMAT}; update reverie"
-            )
-        if about["tree_sha256"] != _digest(about["step"], about["tree"]):
-            raise ReverieError(f"checkpoint {path} is damaged: {STATE} is not what was written")
+        about = _about(path)
         size = (path / TENSORS).stat().st_size
         if size != about["bytes"]:
             raise ReverieError(
@@ -142,6 +134,29 @@ def load_path(path: Path) -> tuple[int, dict[str, Any]]:
         return int(about["step"]), _decode(about["tree"], tensors)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReverieError(f"checkpoint {path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def says(path: Path, key: str) -> Any:
+    """A number, string or truth at the top of one checkpoint's state, None if it is not there or can not be read.
+    Only the tree is looked at: tensors may be damaged."""
+    try:
+        return _about(Path(path))["tree"].get(key)
+    except (ReverieError, OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What ``state.json`` of a checkpoint says, the tree as it was written."""
+    with open(path / STATE, encoding="utf-8") as file:
+        about = json.load(file)
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        version = about.get("format") if isinstance(about, dict) else None
+        raise ReverieError(
+            f"checkpoint {path} has format {version}, this version reads {FORMAT}; update reverie"
+        )
+    if about["tree_sha256"] != _digest(about["step"], about["tree"]):
+        raise ReverieError(f"checkpoint {path} is damaged: {STATE} is not what was written")
+    return about
 
 
 def newest_good(folder: Path) -> dict[str, Any] | None:

@@ -392,3 +392,14 @@ def test_older_ones_go_only_after_the_new_one_is_there(tmp_path, monkeypatch):
     checkpoint.save(tmp_path, 3, {"x": 3}, keep=2)
     assert seen and all("000000003" in before for before in seen)
     assert names(tmp_path) == ["000000002", "000000003"]
+
+
+def test_what_a_checkpoint_says_at_its_top_without_its_tensors(tmp_path):
+    path = checkpoint.save(tmp_path, 3, {"done": True, "n": 4, "weight": torch.zeros(2)})
+    assert checkpoint.says(path, "done") is True and checkpoint.says(path, "n") == 4
+    assert checkpoint.says(path, "missing") is None
+    (path / "tensors.safetensors").unlink()
+    assert checkpoint.says(path, "n") == 4
+    (path / "state.json").write_text("{")
+    assert checkpoint.says(path, "n") is None
+    assert checkpoint.says(tmp_path / "nowhere", "n") is None

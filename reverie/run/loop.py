@@ -210,7 +210,7 @@ class Loop(ABC):
         self.logger.check()  # on a GPU nobody has looked at the losses yet
         begin = time.monotonic()
         self.flush()
-        checkpoint.save(self.folder / "checkpoints", self.place, self.state_dict())
+        checkpoint.save(self.folder / "checkpoints", self.place, {**self.state_dict(), "done": self.done})
         self.saved_at = time.monotonic()
         self.save_took = self.saved_at - begin
 

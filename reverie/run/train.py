@@ -132,12 +132,14 @@ def check(plan: Plan) -> None:
 
 
 def is_finished(plan: Plan, folder: Path) -> bool:
-    """Whether the newest checkpoint is the end of the run, and was evaluated."""
+    """Whether the newest checkpoint is the end of the run, evaluated there. One of the same env steps may be from
+    before the last updates, or from before the evaluation was recorded."""
     evaluation = read_json(folder / "evaluation.json")
     saved = checkpoint.paths(folder / "checkpoints")
     if not saved or not loop_of(plan.agent).reached(plan.config, evaluation):
         return False
-    return saved[-1].name.split(".")[0] == f"{evaluation.get('place', -1):09d}"
+    here = saved[-1].name.split(".")[0] == f"{evaluation.get('place', -1):09d}"
+    return here and checkpoint.says(saved[-1], "done") is True
 
 
 def finished(folder: Path) -> str:

@@ -123,6 +123,26 @@ def everything(folder: Path):
     return plain(state), finished_episodes(folder), [plain(line) for line in lines]
 
 
+def check_equal(folder: Path, peace: Path) -> None:
+    """The run is, but for its clocks, the one left in peace; else say where it first differs."""
+    kinds = ("state", "finished episodes", "metrics")
+    for kind, ours, theirs in zip(kinds, everything(folder), everything(peace), strict=True):
+        where = first_difference(ours, theirs)
+        assert where is None, f"{folder.name}: {kind}{where}"
+
+
+def first_difference(a, b) -> str | None:
+    """Where two nested values part, and what is there; None if they do not."""
+    if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
+        parts = [(f".{key}", a[key], b[key]) for key in a]
+    elif isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        parts = [(f"[{i}]", x, y) for i, (x, y) in enumerate(zip(a, b, strict=True))]
+    else:
+        return None if a == b else f": {a!r:.300} and {b!r:.300}"
+    inside = ((key, first_difference(x, y)) for key, x, y in parts)
+    return next((f"{key}{found}" for key, found in inside if found is not None), None)
+
+
 def kill_at_random(root: Path, times: int, *more: str) -> dict:
     """Kill the run ``times`` times at random moments, then let it finish; compare with one left in peace."""
     rng = random.Random(0)
@@ -141,11 +161,11 @@ def kill_at_random(root: Path, times: int, *more: str) -> dict:
         assert episodes[: len(before)] == before, f"kill {kill}: a finished episode was lost"
         saved += check_checkpoints(folder)
         if code == 0:  # it was through before it was killed; the next one is begun
-            assert everything(folder) == everything(root / "peace")
+            check_equal(folder, root / "peace")
             runs += 1
             folder, episodes = root / f"killed-{runs}", []
     assert wait(start(folder, *more)) == 0
-    assert everything(folder) == everything(root / "peace")
+    check_equal(folder, root / "peace")
     return {"kills": times, "runs": runs + 1, "checkpoints": saved, "loop": whole}
 
 
@@ -183,4 +203,4 @@ if __name__ == "__main__":
             place, count, seconds = item.split("@")
             kill_at(root, place, int(count), seconds)
         assert wait(start(root / "killed")) == 0
-        assert everything(root / "killed") == everything(root / "peace")
+        check_equal(root / "killed", root / "peace")

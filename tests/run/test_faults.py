@@ -16,6 +16,7 @@ import reverie.data.storage
 from reverie import checkpoint
 from reverie.cli import main
 from reverie.envs import make_env
+from reverie.run.online import Online
 from reverie.run.train import go_on
 from reverie.types import ReverieError
 
@@ -200,6 +201,30 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, monkeypatch, ca
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     steps = [line["env_steps"] for line in lines if "eval/return" not in line]
     assert steps == sorted(set(steps))
+
+
+def test_killed_between_the_last_evaluation_and_its_checkpoint(tmp_path, monkeypatch):
+    """There is a checkpoint of the same env steps, and an evaluation, but that checkpoint does not know of it."""
+    words = [*WORDS.split(), "--eval-episodes", "2"]
+    assert main([*words, "--run", str(tmp_path / "peace")]) == 0
+    folder, log = tmp_path / "killed", Online.log
+
+    def dies(self, **now):
+        if now and self.at_end:
+            raise SystemExit(9)
+        log(self, **now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Online, "checkpoint_due", lambda self: self.at_end)
+        patch.setattr(Online, "log", dies)
+        with pytest.raises(SystemExit):
+            main([*words, "--run", str(folder)])
+    assert json.loads((folder / "evaluation.json").read_text())["env_steps"] == 240
+    assert checkpoint.paths(folder / "checkpoints")[-1].name.startswith("000000240")
+    assert main([*words, "--run", str(folder)]) == 0
+    lines = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("killed", "peace")]
+    told = [[{**json.loads(line), "seconds": 0} for line in one] for one in lines]
+    assert told[0] == told[1]
 
 
 def test_a_truncated_checkpoint_gives_way_to_the_one_before(toys, tmp_path):
