@@ -23,7 +23,7 @@ lint: .venv/dev
 	$(BIN)/mypy
 
 bench: .venv/test
-	for script in layers update replay envs planning model_free collector; do $(BIN)/python benchmarks/$$script.py; done
+	for script in layers update replay envs planning model_free collector i2a dream; do $(BIN)/python benchmarks/$$script.py; done
 	$(BIN)/python benchmarks/table.py
 
 .venv/base: pyproject.toml constraints.txt

@@ -6,9 +6,13 @@ import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
+from torch import nn
+
+from reverie.types import ReverieError
 
 CORES = torch.get_num_threads()  # as PyTorch counts them, before anyone chose another number
 
@@ -52,6 +56,21 @@ def free_memory(device: torch.device) -> int | None:
     except OSError:
         return None
     return int(found[1]) * 1024 if found else None
+
+
+def check_memory(
+    name: str, make: Callable[[], Iterable[nn.Module]], copies: int, device: torch.device, smaller: str
+) -> None:
+    """Refuse an agent called ``name`` whose float32 weights, with what learning adds to them ``copies`` in all, do not
+    fit on ``device``, before any of them is made. ``smaller`` is the setting that helps."""
+    with torch.device("meta"):
+        count = sum(parameter.numel() for module in make() for parameter in module.parameters())
+    need, free = 4 * copies * count, free_memory(device)
+    if free is not None and need > free:
+        raise ReverieError(
+            f"{name} of this size has {count:,} parameters and needs {need:,} bytes for them, their gradients and "
+            f"their optimiser, and {free:,} are free on {device.type}; choose a smaller size ({smaller})"
+        )
 
 
 def prepare(threads: int = 0) -> None:

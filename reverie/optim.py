@@ -175,7 +175,8 @@ class LaProp(Owner):
         super().__init__(modules)
         self.lr, self.eps, self.clip, self.warmup, self.betas = lr, eps, clip, warmup, betas
         self.sizes = [parameter.numel() for parameter in self.parameters]
-        self.steps = 0
+        # On the device, as all that changes: a recorded update reads it there.
+        self.steps = torch.zeros((), dtype=torch.float64, device=self.parameters[0].device)
         # One after the other in one tensor: a step is then a few long operations.
         self.mean = self.parameters[0].new_zeros(sum(self.sizes), requires_grad=False)
         self.square = torch.zeros_like(self.mean)
@@ -184,8 +185,8 @@ class LaProp(Owner):
     def move(self, gradient: "Gradient") -> None:
         """Clip each tensor's gradient to its parameter's size and take one step."""
         b1, b2 = self.betas
-        lr = self.lr * min(1.0, self.steps / self.warmup) if self.warmup else self.lr
-        self.steps += 1
+        lr = self.lr * (self.steps / self.warmup).clamp(max=1.0) if self.warmup else self.lr
+        self.steps.add_(1)
         norms = torch.stack(torch._foreach_norm(gradient.tensors))
         sizes = torch.stack(torch._foreach_norm(self.parameters)).clamp(min=1e-3)
         factors = (self.clip * sizes / norms).clamp(max=1.0)
@@ -202,12 +203,14 @@ class LaProp(Owner):
     def state_dict(self) -> dict[str, Any]:
         """The moments by parameter name, and the number of steps."""
         rows = zip(self.names, self.mean.split(self.sizes), self.square.split(self.sizes), strict=True)
-        return {"steps": self.steps} | {name: {"mean": mean, "square": square} for name, mean, square in rows}
+        return {"steps": int(self.steps)} | {
+            name: {"mean": mean, "square": square} for name, mean, square in rows
+        }
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Copy such a state; what it does not know begins anew."""
-        self.steps = int(state["steps"])
+        self.steps.fill_(state["steps"])
         own = zip(self.names, self.mean.split(self.sizes), self.square.split(self.sizes), strict=True)
         for name, mean, square in own:
             found = state.get(name)

@@ -760,6 +760,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "take_cover_laptop": dict(
             rollouts=1_000,
+            v_updates=6_000,
             m_updates=600,
             m_batch=100,
             m_length=500,

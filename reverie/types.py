@@ -121,13 +121,14 @@ class Batch(NamedTuple):
     context: dict[str, Tensor] | None = None  # "B ...": what was remembered at the row before the first
 
     def to(self, device: torch.device | str) -> Batch:
-        return self._each(lambda value: value.to(device, non_blocking=True))
+        return self.each(lambda value: value.to(device, non_blocking=True))
 
     def take(self, index: Tensor) -> Batch:
         """The sequences of those numbers, in that order."""
-        return self._each(lambda value: value[index])
+        return self.each(lambda value: value[index])
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+    def each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """With every tensor changed."""
         obs = {key: change(value) for key, value in self.obs.items()}
         return Batch(
             obs,
@@ -184,6 +185,19 @@ class Remembers(Protocol):
 
     def remember(self, carry: Carry) -> dict[str, np.ndarray]:
         """The columns, "n ...", of what ``act`` gave as the carry."""
+
+
+@runtime_checkable
+class Recordable(Protocol):
+    """An agent whose update can be recorded once and repeated (run/recorded.py)."""
+
+    device: torch.device
+    generators: dict[str, torch.Generator]  # "learn" is what updates draw from
+    updates: int  # counted by whoever calls ``learn_on_device``
+
+    def learn_on_device(self, batch: Batch) -> Metrics:
+        """The device's share of ``update``, of a batch that lies there: what it changes lies where it lay, no shape
+        depends on a number, and no number is waited for."""
 
 
 @runtime_checkable

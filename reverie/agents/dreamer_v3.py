@@ -27,7 +27,8 @@ Command: ``reverie train dreamer_v3 --env dmc/cartpole_swingup --preset laptop -
 Defaults are the newest released code's: the 200m size. Sizes are presets (``1m`` .. ``400m``).
 Deviations. Actions are stored cut off at +-1, where the release stores what was sampled: the world model cuts them
 off all the same, and the actor learns from imagined ones only. The actor's categoricals keep the 1% of the paper,
-which the newest code drops. Latents are kept as float16 and class numbers. Learning begins at a count of env steps.
+which the newest code drops. Products are taken in float32 unless ``precision`` says bfloat16, and in the recurrence
+along replayed rows even then. Latents are kept as float16 and class numbers. Learning begins at a count of env steps.
 Discrete observations are taken as the one-hot vectors that the environment adapters make of them.
 """
 
@@ -46,10 +47,21 @@ from reverie.checkpoint import check_sizes
 from reverie.dists import MSE, Bernoulli, Normal, OneHot, SymlogMSE, TwoHot
 from reverie.heads import split_space
 from reverie.imagine import look
-from reverie.machine import free_memory
+from reverie.machine import check_memory
 from reverie.models.latent_world import LatentWorld
 from reverie.models.rssm import BlockRSSM, Categorical, State
-from reverie.nets import Affine, BlockLinear, Dense, GridConv, NormMLP, RMSNorm, doubled, halved, truncated_
+from reverie.nets import (
+    Affine,
+    BlockLinear,
+    Dense,
+    GridConv,
+    NormMLP,
+    RMSNorm,
+    doubled,
+    halved,
+    lower,
+    truncated_,
+)
 from reverie.ops.returns import td_lambda_returns
 from reverie.ops.scalars import range_scale, symexp_bins, symlog, track_range
 from reverie.optim import Follow, LaProp, step
@@ -116,6 +128,9 @@ class Config:
     warmup: int = 1_000  # updates until then
     adam_eps: float = 1e-20
     clip: float = 0.3  # of a tensor's gradient, relative to the tensor
+    precision: Literal["float32", "bfloat16"] = (
+        "float32"  # of matrix products; the release takes all in bfloat16
+    )
 
     @property
     def updates_per_step(self) -> Fraction:
@@ -315,11 +330,15 @@ class DreamerV3:
         self.device = torch.device(device)
         c = config
         with torch.random.fork_rng(devices=[]):
-            check_memory(obs_space, act_space, c, self.device)
+            make = lambda: parts(obs_space, act_space, c)
+            copies = 5  # weights, gradients, two moments, a step
+            check_memory("dreamer_v3", make, copies, self.device, "--preset 12m")
             torch.manual_seed(seed)  # the initial weights
-            made = parts(obs_space, act_space, c)
+            made = make()
             self.slow_critic = Number(made.rssm.features, c.units, c.critic_layers, c.bins)
         self.modules = nn.ModuleDict(made._asdict() | {"slow_critic": self.slow_critic}).to(self.device)
+        if c.precision == "bfloat16":
+            lower(self.modules, torch.bfloat16)
         self.encoder, self.rssm, self.decoder, self.reward, self.cont, self.actor, self.critic = made
         self.slow_critic.requires_grad_(False).load_state_dict(self.critic.state_dict())
         self.opt = LaProp(made._asdict(), c.lr, c.adam_eps, c.clip, c.warmup)
@@ -407,8 +426,13 @@ class DreamerV3:
 
     def update(self, batch: Batch) -> Metrics:
         """One loss of all parts, one gradient, one step."""
+        metrics = self.learn_on_device(batch.to(self.device))
+        self.updates += 1
+        return metrics
+
+    def learn_on_device(self, batch: Batch) -> Metrics:
+        """What the device does in an update: all that changes is changed in place, and no number is waited for."""
         c, generator = self.config, self.generators["learn"]
-        batch = batch.to(self.device)
         obs = self.scale(batch.obs)
         embed = self.encoder(obs)
         before = None if batch.context is None else self.unpacked(batch.context)
@@ -437,8 +461,8 @@ class DreamerV3:
         gradient = self.opt.gradient(torch.stack([loss.mean() for loss in losses.values()]).sum())
         step(gradient)
         self.follow()
-        self.range, self.reread = range_, self.packed(post.detach())
-        self.updates += 1
+        self.range.copy_(range_)
+        self.reread = self.packed(post.detach())
         return {
             **{f"loss/{name}": loss.detach().mean() for name, loss in losses.items()},
             **metrics,
@@ -473,22 +497,10 @@ class DreamerV3:
         check_sizes(self.modules.state_dict(), state["modules"])
         self.modules.load_state_dict(state["modules"])
         self.opt.load_state_dict(state["opt"])
-        self.range = state["range"].to(self.device).clone()
+        self.range.copy_(state["range"])
         for use, generator in self.generators.items():
             generator.set_state(state["generators"][use])
         self.updates = state["updates"]
-
-
-def check_memory(obs_space: ObsSpace, act_space: ActionSpace, c: Config, device: torch.device) -> None:
-    """Refuse a size whose weights, gradients and moments do not fit, before any of them is made."""
-    with torch.device("meta"):
-        count = sum(p.numel() for part in parts(obs_space, act_space, c) for p in part.parameters())
-    need, free = 5 * 4 * count, free_memory(device)  # weights, gradients, two moments, a step; float32
-    if free is not None and need > free:
-        raise ReverieError(
-            f"dreamer_v3 of this size has {count:,} parameters and needs {need:,} bytes for them, their gradients "
-            f"and their optimiser, and {free:,} are free on {device.type}; choose a smaller size (--preset 12m)"
-        )
 
 
 # The losses, in the paper's order; each unreduced.

@@ -53,7 +53,7 @@ from reverie.checkpoint import check_sizes
 from reverie.dists import MSE, Bernoulli, Normal, OneHot, SymlogMSE, TwoHot
 from reverie.heads import split_space
 from reverie.imagine import look
-from reverie.machine import free_memory
+from reverie.machine import check_memory
 from reverie.models.latent_world import LatentWorld
 from reverie.models.rssm import Categorical, StartedRSSM, State
 from reverie.nets import NORM_EPS, LayerMLP, glorot_, truncated_
@@ -370,9 +370,11 @@ class DreamerV3of2023:
         self.device = torch.device(device)
         c = config
         with torch.random.fork_rng(devices=[]):
-            check_memory(obs_space, act_space, c, self.device)
+            make = lambda: parts(obs_space, act_space, c)
+            copies = 4  # weights, gradients, two moments
+            check_memory("dreamer_v3_2023", make, copies, self.device, "--preset s")
             torch.manual_seed(seed)  # the initial weights
-            made = parts(obs_space, act_space, c)
+            made = make()
             self.slow_critic = Number(made.rssm.features, c.units, c.layers, c.bins)
         self.modules = nn.ModuleDict(made._asdict() | {"slow_critic": self.slow_critic}).to(self.device)
         self.encoder, self.rssm, self.decoder, self.reward, self.cont, self.actor, self.critic = made
@@ -534,18 +536,6 @@ class DreamerV3of2023:
         for use, generator in self.generators.items():
             generator.set_state(state["generators"][use])
         self.updates = state["updates"]
-
-
-def check_memory(obs_space: ObsSpace, act_space: ActionSpace, c: Config, device: torch.device) -> None:
-    """Refuse a size whose weights, gradients and moments do not fit, before any of them is made."""
-    with torch.device("meta"):
-        count = sum(p.numel() for part in parts(obs_space, act_space, c) for p in part.parameters())
-    need, free = 4 * 4 * count, free_memory(device)  # weights, gradients, two moments; float32
-    if free is not None and need > free:
-        raise ReverieError(
-            f"dreamer_v3_2023 of this size has {count:,} parameters and needs {need:,} bytes for them, their gradients "
-            f"and their optimisers, and {free:,} are free on {device.type}; choose a smaller size (--preset s)"
-        )
 
 
 # The losses, in the paper's order; each unreduced.

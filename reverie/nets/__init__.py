@@ -2,7 +2,7 @@
 
 from reverie.nets.images import Conv, Convs, Deconv, GridConv, ImageDecoder, ImageEncoder, doubled, halved
 from reverie.nets.layer_norm import NORM_EPS, Layer, LayerGRU, LayerMLP
-from reverie.nets.linear import MLP, Ensemble, Linear, glorot_, product, rounded
+from reverie.nets.linear import MLP, Ensemble, Linear, glorot_, lower, product, rounded
 from reverie.nets.normed import (
     Affine,
     BlockGRU,
@@ -44,6 +44,7 @@ __all__ = [
     "glorot_",
     "halved",
     "inverse_rms",
+    "lower",
     "norm_silu_",
     "norm_silu_back",
     "product",

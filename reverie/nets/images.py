@@ -58,6 +58,8 @@ class GridConv(Kernels):
     padding.
     """
 
+    low: torch.dtype | None = None  # of products; see ``linear.lower``
+
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, same: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(outputs, kernel, kernel, inputs))
@@ -76,7 +78,10 @@ class GridConv(Kernels):
                 lacking = max((self.side(size) - 1) * self.stride + self.kernel - size, 0)
                 pads += [lacking // 2, lacking - lacking // 2]
             x = F.pad(x, (0, 0, *pads))
-        return _nhwc(F.conv2d(_nchw(x), _nchw(self.weight), self.bias, self.stride))
+        if self.low is None:
+            return _nhwc(F.conv2d(_nchw(x), _nchw(self.weight), self.bias, self.stride))
+        low = (_nchw(x).to(self.low), _nchw(self.weight).to(self.low), self.bias.to(self.low))
+        return _nhwc(F.conv2d(*low, self.stride)).to(x.dtype)
 
 
 class Convs(nn.Module):

@@ -51,10 +51,15 @@ class Linear(nn.Linear):
         return product(x, self.weight, self.bias, act)
 
 
-def product(x: Tensor, weight: Tensor, bias: Tensor | None, act: Act | None = None) -> Tensor:
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, act: Act | None = None, low: torch.dtype | None = None
+) -> Tensor:
     """act(x W' + b), by the faster of two libraries; oneDNN does a ReLU on the way. A ``rounded`` W is met by an
-    x rounded for the product alone."""
-    if weight.dtype != x.dtype:
+    x rounded for the product alone; with ``low`` both are rounded to that."""
+    if low is not None:
+        out, done = F.linear(x.to(low), weight.to(low), None if bias is None else bias.to(low)), False
+        out = out.to(x.dtype)
+    elif weight.dtype != x.dtype:
         out, done = F.linear(x.to(weight.dtype), weight).to(x.dtype), False
         out = out if bias is None else out.add_(bias)
     elif not by_onednn(x):
@@ -63,6 +68,19 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None, act: Act | None = No
         done = act is F.relu
         out = ONEDNN(x, weight, bias, "relu" if done else "none", [], "")
     return out if act is None or done else act(out)  # type: ignore[return-value]
+
+
+def times(a: Tensor, b: Tensor, low: torch.dtype | None = None) -> Tensor:
+    """The matrix product of two of one type, rounded to ``low`` for it if that is given."""
+    return a @ b if low is None else (a.to(low) @ b.to(low)).to(a.dtype)
+
+
+def lower(module: nn.Module, low: torch.dtype) -> None:
+    """Let every layer below ``module`` that can (it has a ``low``) take its products in that type, their gradients
+    too. Parameters, results and all else stay as they are."""
+    for layer in module.modules():
+        if hasattr(layer, "low"):
+            layer.low = low  # type: ignore[assignment]
 
 
 def by_onednn(x: Tensor) -> bool:

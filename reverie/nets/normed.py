@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from reverie.nets.linear import product
+from reverie.nets.linear import product, times
 from reverie.types import ReverieError
 
 RMS_EPS = 1e-4
@@ -28,6 +28,8 @@ def truncated_(
 class Affine(nn.Linear):
     """``nn.Linear`` with ``truncated_`` weights, scaled by ``scale``, and zero biases."""
 
+    low: torch.dtype | None = None  # of products; see ``linear.lower``
+
     def __init__(self, inputs: int, outputs: int, scale: float = 1.0) -> None:
         self.scale = scale
         super().__init__(inputs, outputs)
@@ -37,8 +39,12 @@ class Affine(nn.Linear):
         nn.init.zeros_(self.bias)
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
-        rows, apply = x.reshape(-1, x.shape[-1]), _Affine.apply if torch.is_grad_enabled() else product
-        return apply(rows, self.weight, self.bias).view(*x.shape[:-1], -1)
+        rows = x.reshape(-1, x.shape[-1])
+        if torch.is_grad_enabled():
+            out = _Affine.apply(rows, self.weight, self.bias, self.low)
+        else:
+            out = product(rows, self.weight, self.bias, low=self.low)
+        return out.view(*x.shape[:-1], -1)
 
 
 class RMSNorm(nn.Module):
@@ -65,13 +71,11 @@ class Dense(nn.Module):
 
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         weight, bias, scale = self.linear.weight, self.linear.bias, self.norm.scale
-        rows = x.reshape(-1, x.shape[-1])
-        grad = torch.is_grad_enabled()
-        out = (
-            _Dense.apply(rows, weight, bias, scale)
-            if grad
-            else norm_silu_(product(rows, weight, bias), scale)
-        )
+        rows, low = x.reshape(-1, x.shape[-1]), self.linear.low
+        if torch.is_grad_enabled():
+            out = _Dense.apply(rows, weight, bias, scale, low)
+        else:
+            out = norm_silu_(product(rows, weight, bias, low=low), scale)
         return out.view(*x.shape[:-1], -1)
 
 
@@ -110,6 +114,8 @@ class BlockLinear(nn.Module):
     Weight "g i/g o/g". The initial weights are as small as those of a full layer: their fan is the whole input.
     """
 
+    low: torch.dtype | None = None  # of products; see ``linear.lower``
+
     def __init__(self, inputs: int, outputs: int, blocks: int) -> None:
         super().__init__()
         if inputs % blocks or outputs % blocks:
@@ -124,7 +130,7 @@ class BlockLinear(nn.Module):
     def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B O"]:
         blocks = self.weight.shape[0]
         parts = x.reshape(-1, blocks, x.shape[-1] // blocks).transpose(0, 1)
-        out = torch.bmm(parts, self.weight).transpose(0, 1)
+        out = times(parts, self.weight, self.low).transpose(0, 1)
         return out.reshape(*x.shape[:-1], -1) + self.bias
 
 
@@ -161,10 +167,11 @@ class BlockGRU(nn.Module):
         if not torch.is_grad_enabled():
             return self._infer(x, deter, own, shared)
         blocks = deter.view(len(deter), self.blocks, -1)
-        v = torch.bmm(blocks.transpose(0, 1), own).transpose(0, 1).reshape(len(deter), -1)
-        v = v + product(x, shared.t(), self.mix.bias)
+        low = self.mix.low
+        v = times(blocks.transpose(0, 1), own, low).transpose(0, 1).reshape(len(deter), -1)
+        v = v + product(x, shared.t(), self.mix.bias, low=low)
         v = F.silu(self.norm(v)).view_as(blocks)
-        gates = torch.bmm(v.transpose(0, 1), self.gates.weight).transpose(0, 1)
+        gates = times(v.transpose(0, 1), self.gates.weight, low).transpose(0, 1)
         r, c, u = (gates + self.gates.bias.view(self.blocks, -1)).chunk(3, -1)
         h = torch.lerp(blocks, torch.tanh(torch.sigmoid(r) * c), torch.sigmoid(u - 1))
         return h.reshape(len(deter), -1)
@@ -173,12 +180,14 @@ class BlockGRU(nn.Module):
         """The same in place. Products of all blocks at once want results that lie block by block; each gate lies
         together so, and bending it is one long pass."""
         blocked = lambda y: y.view(len(y), self.blocks, -1).transpose(0, 1)
-        v = product(x, shared.t(), self.mix.bias)
-        blocked(v).add_(torch.bmm(blocked(deter), own))
+        low = self.mix.low
+        v = product(x, shared.t(), self.mix.bias, low=low)
+        blocked(v).add_(times(blocked(deter), own, low))
         v = blocked(norm_silu_(v, self.norm.scale))
         biases = self.gates.bias.view(self.blocks, 3, 1, -1).unbind(1)
         weights = self.gates.weight.chunk(3, -1)
-        r, c, u = (torch.baddbmm(bias, v, weight) for weight, bias in zip(weights, biases, strict=True))
+        add = torch.baddbmm if low is None else lambda bias, v, weight: times(v, weight, low).add_(bias)
+        r, c, u = (add(bias, v, weight) for weight, bias in zip(weights, biases, strict=True))
         n = r.sigmoid_().mul_(c).mul_(2).sigmoid_().mul_(2).sub_(1)  # tanh, four times faster here
         h = torch.empty_like(deter)
         torch.lerp(blocked(deter), n, u.sub_(1).sigmoid_(), out=blocked(h))
@@ -189,22 +198,26 @@ class _Affine(torch.autograd.Function):
     """W x + b, by the library that ``product`` chooses."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, low: torch.dtype | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return product(x, weight, bias)
+        ctx.low = low
+        return product(x, weight, bias, low=low)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        to_x = grad @ weight if ctx.needs_input_grad[0] else None
-        return to_x, grad.t() @ x, grad.sum(0)
+        to_x = times(grad, weight, ctx.low) if ctx.needs_input_grad[0] else None
+        return to_x, times(grad.t(), x, ctx.low), grad.sum(0), None
 
 
 class _Dense(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor) -> Tensor:
-        normed = product(x, weight, bias)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, scale: Tensor, low: torch.dtype | None
+    ) -> Tensor:
+        normed = product(x, weight, bias, low=low)
+        ctx.low = low
         inverse = inverse_rms(normed)
         normed.mul_(inverse)
         ctx.save_for_backward(x, weight, scale, normed, inverse)
@@ -215,5 +228,5 @@ class _Dense(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, scale, normed, inverse = ctx.saved_tensors
         to_y, bent = norm_silu_back(grad, normed, inverse, scale)
-        to_x = to_y @ weight if ctx.needs_input_grad[0] else None
-        return to_x, to_y.t() @ x, to_y.sum(0), bent.mul_(normed).sum(0)
+        to_x = times(to_y, weight, ctx.low) if ctx.needs_input_grad[0] else None
+        return to_x, times(to_y.t(), x, ctx.low), to_y.sum(0), bent.mul_(normed).sum(0), None

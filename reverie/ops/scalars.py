@@ -57,8 +57,17 @@ def track_range(
 
     It begins at 0 and is not debiased (Hafner et al. 2025, "Actor critic learning").
     """
-    marks = torch.quantile(x.flatten(), torch.tensor([low, high], dtype=x.dtype, device=x.device))
+    rows = x.flatten().sort().values
+    marks = torch.stack([quantile(rows, low), quantile(rows, high)])
     return torch.lerp(past, marks, rate)
+
+
+def quantile(rows: Float[Tensor, "n"], share: float) -> Float[Tensor, ""]:
+    """Of numbers in rising order, between the two nearest. ``torch.quantile`` looks at its arguments, which on a GPU
+    means to wait."""
+    place = share * (len(rows) - 1)
+    below = min(int(place), len(rows) - 2) if len(rows) > 1 else 0
+    return torch.lerp(rows[below], rows[min(below + 1, len(rows) - 1)], place - below)
 
 
 def range_scale(range_: Float[Tensor, "2"]) -> Float[Tensor, ""]:

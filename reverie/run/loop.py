@@ -39,6 +39,7 @@ class RunConfig:
     )
     processes: int = 1  # that make this run together; torchrun starts them and says how many
     device: str = "auto"  # cpu, cuda, or auto: cuda if there is one
+    graph: bool = False  # record the update once as a CUDA graph, and repeat that
     threads: int = 0  # of the learner; 0 for every core
     renderer: str = "near"  # MuJoCo pictures: reference, near or fast
     time_limit: int = 0  # env steps of an episode; 0 for the environment's own

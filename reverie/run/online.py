@@ -29,8 +29,9 @@ from reverie.run.driver import Driver
 from reverie.run.folder import Plan, write_plan
 from reverie.run.loop import ByEnvSteps, RunConfig, Show, at_least, nothing
 from reverie.run.parts import Parts, make_agent, make_envs, make_replay, replay_size
+from reverie.run.recorded import Recorded
 from reverie.run.show import show
-from reverie.types import Agent, Draws, Remembers, ReverieError
+from reverie.types import Agent, Draws, Recordable, Remembers, ReverieError
 
 
 class Online(ByEnvSteps):
@@ -59,6 +60,7 @@ class Online(ByEnvSteps):
     ):
         super().__init__(agent, envs, eval_envs, replay, config, run, folder, logger, show, env)
         self.draws: Draws | None = agent if isinstance(agent, Draws) else None
+        self.learn = Recorded(agent) if run.graph and isinstance(agent, Recordable) else agent.update
         random = config.prefill if getattr(config, "random_prefill", True) else 0
         self.driver = driver(agent, envs, replay, random, run.seed)
         self.rng = np.random.default_rng([run.seed, 2])  # which sequences are sampled
@@ -78,6 +80,8 @@ class Online(ByEnvSteps):
         else:
             envs, driver = parts.add(training_envs(plan)), Driver
         agent = make_agent(plan, envs)
+        if plan.run.graph:
+            check_recordable(plan, agent)
         needed, least = rows_needed(plan, envs.n)
         context = agent.context if isinstance(agent, Remembers) else None
         replay_size(plan, envs, needed, least, context)
@@ -151,7 +155,7 @@ class Online(ByEnvSteps):
             batch = self.draws.sample(self.replay, self.rng)
         else:
             batch = self.replay.sample(self.batch_size, self.config.batch_length, self.rng)
-        self.logger.add(self.agent.update(batch))
+        self.logger.add(self.learn(batch))
         if batch.rows is not None and isinstance(self.agent, Remembers):
             self.replay.refresh(batch.rows, self.agent.reread)
         self.updates += 1
@@ -188,6 +192,19 @@ class Online(ByEnvSteps):
         self.replay.rewind([0] * self.replay.streams)
         self.driver.go_on()
         self.logger.begin()
+
+
+def check_recordable(plan: Plan, agent: Agent) -> None:
+    """Refuse to record what can not be, or where nothing can."""
+    if not isinstance(agent, Recordable):
+        raise ReverieError(
+            f"--graph records updates that the device makes alone, and those of {plan.agent} are not written so: "
+            f"leave it out"
+        )
+    if agent.device.type != "cuda":
+        raise ReverieError(
+            f"--graph records for a CUDA device, and this run learns on {agent.device}: leave it out"
+        )
 
 
 def length(config: Any) -> int:

@@ -123,6 +123,11 @@ def check(plan: Plan) -> None:
             f"several processes train agents that learn from a replay while they act; {plan.agent} has a loop of its "
             f"own: start it without torchrun"
         )
+    if plan.run.graph and loop is not Online:
+        raise ReverieError(
+            f"--graph works in one process, with agents that learn from a replay while they act: leave it out for "
+            f"{plan.agent}" + (f" in {processes} processes" if processes > 1 else "")
+        )
     if plan.run.collector and loop is not Online:
         raise ReverieError(
             f"--collector works with agents that learn from a replay while they act; {plan.agent} has a loop of its "

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from reverie import presets
+from reverie import machine, presets
 from reverie.agents import dreamer_v3
 from reverie.agents.dreamer_v3 import Config, DreamerV3, parts, replay_returns
 from reverie.data.replay import Replay
@@ -500,7 +500,7 @@ def test_the_driver_keeps_the_acting_agents_memory_with_each_row(dreamer):
 
 
 def test_a_size_that_does_not_fit_is_said_with_its_bytes(monkeypatch):
-    monkeypatch.setattr(dreamer_v3, "free_memory", lambda device: 10**9)
+    monkeypatch.setattr(machine, "free_memory", lambda device: 10**9)
     with pytest.raises(ReverieError, match="165,948,686 parameters and needs 3,318,973,720 bytes") as error:
         DreamerV3(IMAGE, ActionSpace(6))
     assert "choose a smaller size" in str(error.value) and "\n" not in str(error.value)
@@ -540,3 +540,27 @@ def test_an_actor_climbs_what_its_world_rewards(small, action):
 def test_one_hot_is_what_a_discrete_actor_says(dreamer):
     agent = dreamer("discrete")
     assert isinstance(agent.actor(torch.zeros(2, agent.rssm.features)), OneHot)
+
+
+# In bfloat16
+
+
+def test_an_update_with_products_in_bfloat16_is_near_one_in_float32(small, dreamer):
+    """From pictures and vectors; parameters, moments and what is remembered keep their types."""
+    batch = small.batch("mixed", "continuous")
+    exact, rough = dreamer(obs="mixed"), dreamer(obs="mixed", precision="bfloat16")
+    types = {name: value.dtype for name, value in exact.modules.state_dict().items()}
+    told, said = exact.update(batch), rough.update(batch)
+    names = [name for name in told if name.startswith("loss/")]
+    assert {"loss/image", "loss/reward", "loss/critic"} < {*names}
+    for name in (*names, "grad/all"):
+        assert float(said[name]) == pytest.approx(float(told[name]), rel=0.05, abs=0.02), name
+    assert any(float(said[name]) != float(told[name]) for name in told)
+    assert {name: value.dtype for name, value in rough.modules.state_dict().items()} == types
+    assert rough.opt.mean.dtype == torch.float32
+    assert {name: value.dtype for name, value in rough.reread.items()} == {
+        "deter": torch.float16,
+        "stoch": torch.uint8,
+    }
+    for _ in range(3):
+        rough.update(batch)

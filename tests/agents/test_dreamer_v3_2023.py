@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from reverie import presets
+from reverie import machine, presets
 from reverie.agents import dreamer_v3_2023
 from reverie.agents.dreamer_v3_2023 import (
     Config,
@@ -576,7 +576,7 @@ def test_saved_and_loaded_it_goes_on(dreamer, small):
 
 
 def test_a_size_that_does_not_fit_is_said_with_its_bytes(monkeypatch):
-    monkeypatch.setattr(dreamer_v3_2023, "free_memory", lambda device: 10**9)
+    monkeypatch.setattr(machine, "free_memory", lambda device: 10**9)
     with pytest.raises(ReverieError, match="200,727,182 parameters and needs 3,211,634,912 bytes") as error:
         DreamerV3of2023(IMAGE, ActionSpace(6))
     assert "choose a smaller size" in str(error.value) and "\n" not in str(error.value)

@@ -5,13 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reverie.nets import (
-    BlockGRU,
-    BlockLinear,
-    Dense,
-    RMSNorm,
-    truncated_,
-)
+from reverie.nets import Affine, BlockGRU, BlockLinear, Dense, RMSNorm, lower, truncated_
 from reverie.types import ReverieError
 
 
@@ -76,3 +70,41 @@ def test_block_gru_counts():
     cell = BlockGRU(128, 6, 512, 64, 8)
     assert count(cell.from_deter) == 32_896 and count(cell.from_stoch) == 8_320
     assert count(cell.mix) + count(cell.norm) == 132_096 and count(cell.gates) == 99_840
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Affine(48, 32), lambda: Dense(48, 32), lambda: BlockLinear(48, 32, 4)]
+)
+def test_products_in_bfloat16_are_near_and_leave_everything_else_as_it_is(make):
+    torch.manual_seed(0)
+    layer, x = make(), torch.randn(64, 48, requires_grad=True)
+    direction, leaves = torch.randn(64, 32), [x, *layer.parameters()]
+
+    def told():
+        out = layer(x)
+        return [out.detach(), *torch.autograd.grad((out * direction).sum(), leaves)]
+
+    exact = told()
+    lower(layer, torch.bfloat16)
+    for a, b in zip(exact, told(), strict=True):
+        assert b.dtype == torch.float32
+        distance = float((a - b).norm() / a.norm())
+        assert 0 <= distance < 0.01  # eight bits: 0.4% at most of each factor, most of it averaged away
+    assert all(parameter.dtype == torch.float32 for parameter in layer.parameters())
+    rough = layer(x)
+    assert not torch.equal(rough, exact[0])
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), rough)
+
+
+def test_the_block_gru_in_bfloat16():
+    torch.manual_seed(0)
+    cell = BlockGRU(24, 2, 32, 16, 4)
+    given = (torch.rand(9, 24), torch.rand(9, 2), torch.rand(9, 32))
+    exact = cell(*given)
+    lower(cell, torch.bfloat16)
+    with torch.no_grad():
+        apart = cell(*given)
+    for rough in (cell(*given), apart):
+        assert rough.dtype == torch.float32 and not torch.equal(rough, exact)
+        torch.testing.assert_close(rough, exact, atol=0.01, rtol=0)

@@ -12,6 +12,7 @@ from reverie.data.replay import Replay
 from reverie.envs import SerialEnvs, WorkerEnvs
 from reverie.envs.base import Env, after, first
 from reverie.logger import Logger
+from reverie.run.driver import Driver
 from reverie.run.loop import RunConfig
 from reverie.run.online import Online
 from reverie.types import ActionSpace, Space
@@ -107,8 +108,9 @@ class Sitting:
     """One sitting at a run: what a process holds, which may ``die`` at any moment and leave only its files."""
 
     def __init__(
-        self, folder, n=1, disk=True, envs=None, config=None, factory=Walk, workers=0, agent=None, **run
-    ):
+        self, folder, n=1, disk=True, envs=None, config=None, factory=Walk, workers=0, agent=None, driver=Driver,
+        **run,
+    ):  # fmt: skip
         config = config or ToyConfig()
         self.folder = folder
         self.run = RunConfig(**{"envs": n, "eval_every": 20, "eval_episodes": 2, "log_every": 12, **run})
@@ -140,7 +142,9 @@ class Sitting:
             self.run,
             folder,
             self.logger,
+            driver=driver,
         )
+        self.acting = [part for part in (self.online.driver, self.envs) if hasattr(part, "close")]
 
     def go_on(self):
         from reverie.run.train import go_on
@@ -162,10 +166,11 @@ class Sitting:
         if self.replay.storage._lock is not None:
             self.replay.storage._lock.close()
         self.replay.storage._lock = None
-        self.envs.close()
+        for part in self.acting:
+            part.close()
 
     def close(self):
-        for part in (self.logger, self.envs, self.eval_envs, self.replay):
+        for part in (*self.acting, self.logger, self.eval_envs, self.replay):
             part.close()
 
 

@@ -20,9 +20,7 @@ import torch
 import reverie.report
 from reverie import checkpoint, presets
 from reverie.cli import main
-from reverie.data.replay import Replay
 from reverie.envs import SerialEnvs
-from reverie.logger import Logger
 from reverie.run.collector import (
     RANDOM,
     Collector,
@@ -76,60 +74,25 @@ class Thread:
     kill = terminate
 
 
-class Sitting:
-    """One sitting at a run of the toys, with a collector."""
+def sit(toys, folder, n=1, config=None, factory=None, agent=None, **run):
+    """One sitting at a run of the toys, with a collector; ``actors`` are the agents it acted with."""
+    config, factory, new_agent, actors = config or toys.Config(), factory or toys.Walk, agent or toys.Toy, []
 
-    def __init__(self, toys, folder, n=1, disk=True, config=None, factory=None, agent=None, **run):
-        self.toys, self.folder, self.config = toys, folder, config or toys.Config()
-        self.factory, self.new_agent = factory or toys.Walk, agent or toys.Toy
-        self.run = RunConfig(**{"envs": n, "eval_every": 20, "eval_episodes": 2, "log_every": 12, **run})
-        self.logger = Logger(folder)
-        self.eval_envs = SerialEnvs(self.factory, 2, 1_000)
-        self.agent = self.new_agent()
-        self.actors = []
-        spaces = self.eval_envs.obs_space, self.eval_envs.act_space
-        self.replay = Replay(*spaces, 400, n, folder / "replay" if disk else None, slack=200)
-        self.online = Online(
-            self.agent,
-            Streams(n, *spaces),
-            self.eval_envs,
-            self.replay,
-            self.config,
-            self.run,
-            folder,
-            self.logger,
-            driver=partial(Threaded, self.make, self.config),
-        )
+    def make():
+        actors.append(new_agent())
+        return actors[-1], SerialEnvs(factory, n, run.get("seed", 0))
 
-    def make(self):
-        self.actors.append(self.new_agent())
-        return self.actors[-1], SerialEnvs(self.factory, self.run.envs, self.run.seed)
-
-    def go_on(self):
-        go_on(self.online)
-        return self
-
-    def moves(self, k):
-        for _ in range(k):
-            if self.online.done:
-                break
-            self.online.move()
-        return self
-
-    def die(self):
-        self.logger.file.close()
-        if self.replay.storage._lock is not None:
-            self.replay.storage._lock.close()
-        self.replay.storage._lock = None
-        self.online.driver.close()
-
-    def close(self):
-        for part in (self.online.driver, self.logger, self.eval_envs, self.replay):
-            part.close()
+    one = factory()
+    streams, driver = Streams(n, one.obs_space, one.act_space), partial(Threaded, make, config)
+    one.close()
+    made = dict(config=config, factory=factory, agent=new_agent(), driver=driver)
+    sitting = toys.Sitting(folder, n, envs=streams, **made, **run)
+    sitting.actors = actors
+    return sitting
 
 
 def whole(toys, folder, **options):
-    sitting = Sitting(toys, folder, **options).go_on()
+    sitting = sit(toys, folder, **options).go_on()
     assert sitting.online.loop()
     result = toys.everything(sitting)
     sitting.close()
@@ -166,7 +129,7 @@ def test_stretch_k_plus_1_is_acted_with_the_weights_before_burst_k(toys, tmp_pat
 
     seen, after = [], []
     config = toys.Config(steps=50, prefill=10, pretrain=0, train_every=8, train_updates=2)
-    sitting = Sitting(toys, tmp_path, config=config, agent=Noted, eval_every=0).go_on()
+    sitting = sit(toys, tmp_path, config=config, agent=Noted, eval_every=0).go_on()
     online = sitting.online
     after.append(sitting.agent.weight.clone())
     rows = []  # env steps when each row was acted at
@@ -192,11 +155,11 @@ def test_stopped_and_resumed_after_every_move(toys, tmp_path, n, disk):
     k, finished = 0, False
     while not finished:
         folder = tmp_path / f"stopped-{k}"
-        first = Sitting(toys, folder, n=n, disk=disk).go_on().moves(k)
+        first = sit(toys, folder, n=n, disk=disk).go_on().moves(k)
         first.online.save()
         finished = first.online.done
         first.close()
-        second = Sitting(toys, folder, n=n, disk=disk).go_on()
+        second = sit(toys, folder, n=n, disk=disk).go_on()
         assert second.online.loop()
         assert toys.everything(second) == expected, f"stopped after {k} moves"
         second.close()
@@ -210,13 +173,13 @@ def test_killed_after_every_move_with_a_checkpoint_some_moves_before(toys, tmp_p
     k, finished = 0, False
     while not finished:
         folder = tmp_path / f"killed-{k}"
-        first = Sitting(toys, folder, n=n).go_on().moves(k)
+        first = sit(toys, folder, n=n).go_on().moves(k)
         if k % 3:
             first.online.save()
         finished = first.online.done
         recorded = sum(first.moves(4 * (k % 4)).replay.counts)
         first.die()
-        second = Sitting(toys, folder, n=n).go_on()
+        second = sit(toys, folder, n=n).go_on()
         assert second.online.loop()
         assert sum(second.replay.counts) >= recorded
         assert toys.everything(second) == expected, f"killed {4 * (k % 4)} moves after {k}"
@@ -227,12 +190,12 @@ def test_killed_after_every_move_with_a_checkpoint_some_moves_before(toys, tmp_p
 def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(toys, tmp_path):
     """Also where the first run ended in the middle of a stretch."""
     expected = whole(toys, tmp_path / "whole", config=toys.Config(steps=60), eval_every=0)
-    sitting = Sitting(toys, tmp_path / "run", config=toys.Config(steps=40), eval_every=0).go_on()
+    sitting = sit(toys, tmp_path / "run", config=toys.Config(steps=40), eval_every=0).go_on()
     while not sitting.online.at_end:
         sitting.online.move()
     sitting.online.save()
     sitting.close()
-    longer = Sitting(toys, tmp_path / "run", config=toys.Config(steps=60), eval_every=0).go_on()
+    longer = sit(toys, tmp_path / "run", config=toys.Config(steps=60), eval_every=0).go_on()
     assert longer.online.loop()
     assert toys.everything(longer) == expected
     longer.close()
@@ -242,7 +205,7 @@ def test_more_steps_go_on_as_if_they_had_been_asked_for_at_once(toys, tmp_path):
 def test_a_collector_that_dies_changes_nothing(toys, tmp_path, every):
     """After every so many moves, whatever it was ahead by."""
     expected = whole(toys, tmp_path / "whole", n=2)
-    sitting = Sitting(toys, tmp_path / "run", n=2).go_on()
+    sitting = sit(toys, tmp_path / "run", n=2).go_on()
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         while not sitting.online.done:
@@ -264,7 +227,7 @@ def dead_pipe():
 
 
 def test_a_collector_that_can_not_live_is_an_error(toys, tmp_path):
-    sitting = Sitting(toys, tmp_path)
+    sitting = sit(toys, tmp_path)
     sitting.online.driver._launch = lambda context, theirs: (theirs.close(), Dead())[1]
     sitting.go_on()
     with warnings.catch_warnings(record=True) as said:
@@ -295,7 +258,7 @@ def test_an_environment_that_breaks_is_cut_short_and_one_that_always_does_is_an_
             return super().step(action)
 
     count, breaks = [], {5}
-    sitting = Sitting(toys, tmp_path / "once", factory=Breaks, eval_every=0).go_on()
+    sitting = sit(toys, tmp_path / "once", factory=Breaks, eval_every=0).go_on()
     with warnings.catch_warnings(
         record=True
     ) as said:  # a thread warns here by itself, a process by a message
@@ -309,7 +272,7 @@ def test_an_environment_that_breaks_is_cut_short_and_one_that_always_does_is_an_
 
     breaks = range(5, 1_000)
     count.clear()
-    sitting = Sitting(toys, tmp_path / "always", factory=Breaks, eval_every=0).go_on()
+    sitting = sit(toys, tmp_path / "always", factory=Breaks, eval_every=0).go_on()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(ReverieError, match="broke 3 times without one step between"):
@@ -324,7 +287,7 @@ def test_what_is_raised_there_is_raised_here_after_the_rows_before_it(toys, tmp_
                 raise ValueError("no more")
             return super().act(obs, carry, mode)
 
-    sitting = Sitting(toys, tmp_path, agent=Tired).go_on()
+    sitting = sit(toys, tmp_path, agent=Tired).go_on()
     with pytest.raises(ValueError, match="no more"):
         sitting.online.loop()
     assert sitting.replay.counts[0] >= 10  # of the prefill
@@ -333,13 +296,13 @@ def test_what_is_raised_there_is_raised_here_after_the_rows_before_it(toys, tmp_
 
 def test_an_environment_that_can_not_be_brought_back_loses_no_row(toys, tmp_path):
     wild = partial(toys.Walk, True)
-    first = Sitting(toys, tmp_path, factory=wild).go_on().moves(6)
+    first = sit(toys, tmp_path, factory=wild).go_on().moves(6)
     first.online.save()
     while first.replay.tail(0)[1] is None or first.replay.counts[0] < 16:
         first.moves(1)
     episodes = [first.replay.read(0, a, b) for a, b in first.replay.episodes_of(0)]
     first.die()
-    second = Sitting(toys, tmp_path, factory=wild).go_on()
+    second = sit(toys, tmp_path, factory=wild).go_on()
     with pytest.warns(UserWarning, match="did not come back"):
         assert second.online.loop()
     kept = [toys.plain(second.replay.read(0, a, b)) for a, b in second.replay.episodes_of(0)]
