@@ -4,6 +4,7 @@ A run that goes on from a checkpoint says nothing twice: the lines after it are 
 Everything is written at once and in this thread, so that a kill loses no line and a full disk is one sentence.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -128,8 +129,7 @@ class Board:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self.event, self.summary = event_pb2, summary_pb2
-        stamp = f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}.{os.getpid()}"
-        self.file = open(folder / stamp, "wb")  # noqa: SIM115 (open as long as the run)
+        self.file = new_file(folder, f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}.{os.getpid()}")
         self.records = RecordWriter(self.file)
         self.put(file_version="brain.Event:2")
         if begin > 0:
@@ -146,6 +146,14 @@ class Board:
 
     def close(self) -> None:
         self.file.close()
+
+
+def new_file(folder: Path, name: str) -> BinaryIO:
+    """A file of that name to write, or of the next, ``name.0001``, where there is one already; they sort in order."""
+    for n in range(10_000):
+        with contextlib.suppress(FileExistsError):
+            return open(folder / (f"{name}.{n:04d}" if n else name), "xb")
+    raise FileExistsError(f"{folder} has ten thousand files called {name}")
 
 
 def start_wandb(folder: Path, config: Mapping[str, Any]):

@@ -38,7 +38,8 @@ def test_a_line_averages_what_was_added_since_the_last(tmp_path):
     assert scalars(tmp_path, "loss/reward") == [(10, 3.0), (20, 5.0)]
 
 
-def test_going_back_takes_lines_back_and_says_nothing_twice(tmp_path):
+def test_going_back_takes_lines_back_and_says_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setattr("time.time", lambda: 1_000.0)  # both sittings may begin in one moment
     logger = Logger(tmp_path)
     logger.add({"a": 1})
     logger.write(1)
@@ -56,6 +57,7 @@ def test_going_back_takes_lines_back_and_says_nothing_twice(tmp_path):
     again.close()
     assert lines(tmp_path) == [{"env_steps": 1, "a": 1.0}, {"env_steps": 2, "a": 3.0}]
     assert scalars(tmp_path, "a") == [(1, 1.0), (2, 3.0)]
+    assert len([*tmp_path.glob("events.*")]) == 2
     once_more = Logger(tmp_path)
     once_more.begin()
     once_more.close()
