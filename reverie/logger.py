@@ -129,7 +129,9 @@ class Board:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self.event, self.summary = event_pb2, summary_pb2
-        self.file = new_file(folder, f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}.{os.getpid()}")
+        self.file = new_file(
+            folder, f"events.out.tfevents.{time.time():.3f}.{socket.gethostname()}.{os.getpid()}"
+        )
         self.records = RecordWriter(self.file)
         self.put(file_version="brain.Event:2")
         if begin > 0:
