@@ -128,9 +128,7 @@ class Config:
     warmup: int = 1_000  # updates until then
     adam_eps: float = 1e-20
     clip: float = 0.3  # of a tensor's gradient, relative to the tensor
-    precision: Literal["float32", "bfloat16"] = (
-        "float32"  # of matrix products; the release takes all in bfloat16
-    )
+    precision: Literal["float32", "bfloat16"] = "float32"  # of matrix products; the release: bfloat16
 
     @property
     def updates_per_step(self) -> Fraction:
