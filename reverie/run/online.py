@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -60,7 +60,7 @@ class Online(ByEnvSteps):
     ):
         super().__init__(agent, envs, eval_envs, replay, config, run, folder, logger, show, env)
         self.draws: Draws | None = agent if isinstance(agent, Draws) else None
-        self.learn = Recorded(agent) if run.graph and isinstance(agent, Recordable) else agent.update
+        self.learn = Recorded(cast(Recordable, agent)) if run.graph else agent.update
         random = config.prefill if getattr(config, "random_prefill", True) else 0
         self.driver = driver(agent, envs, replay, random, run.seed)
         self.rng = np.random.default_rng([run.seed, 2])  # which sequences are sampled
