@@ -26,7 +26,8 @@ LEAST_RUNS = 3  # fewer on either side and no interval is worth a verdict
 class Arm:
     """Who is compared: an agent with its settings, on one or more environments (`a+b` is one run on both).
 
-    ``world`` names an arm before it, whose run with the same seed gives its learned world to this one's.
+    ``world`` names an arm before it, whose run with the same seed gives its learned world to this one's. Several of one
+    name are one arm, each for other environments.
     """
 
     name: str
