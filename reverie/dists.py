@@ -213,20 +213,18 @@ class Mixture:
     def sample(self, generator: Generator | None = None, temperature: float = 1.0) -> Float[Tensor, "..."]:
         """Weights raised to 1/temperature, standard deviations times its root; no gradient to the weights.
 
-        The component is the one in whose share of [0, total weight) a uniform number falls. Component by component:
-        every step is over whole arrays, as fast where the entries lie side by side as a copy."""
-        logits = self.logits.detach()
-        weights = (logits - logits.amax(-1, keepdim=True)).div_(temperature).exp_().unbind(-1)
-        shares = [weights[0]]
-        for weight in weights[1:]:
-            shares.append(shares[-1] + weight)
-        at = torch.empty_like(shares[0], memory_format=torch.contiguous_format)
-        at.uniform_(generator=generator).mul_(shares[-1])
+        The component is the one in whose share of [0, 1) a uniform number falls. Component by component:
+        every step is over whole arrays, as fast where the entries lie side by side as a copy. A step of 0 or 1 along
+        the way to the next component (``lerp``) is exact, and several times as fast as ``where``."""
+        weights = (self.logits.detach() / temperature).mT.softmax(-2).unbind(-2)
+        at = torch.rand(weights[0].shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         mean, *means = self.mean.unbind(-1)
         log_std, *log_stds = self.log_std.unbind(-1)
-        for share, next_mean, next_log_std in zip(shares, means, log_stds, strict=False):
-            beyond = at >= share
-            mean, log_std = torch.where(beyond, next_mean, mean), torch.where(beyond, next_log_std, log_std)
+        share, beyond = torch.zeros_like(at), torch.empty_like(at)
+        for weight, next_mean, next_log_std in zip(weights, means, log_stds, strict=False):
+            share += weight
+            torch.ge(at, share, out=beyond)
+            mean, log_std = torch.lerp(mean, next_mean, beyond), torch.lerp(log_std, next_log_std, beyond)
         return mean + math.sqrt(temperature) * torch.exp(log_std) * noise_like(mean, generator)
 
 

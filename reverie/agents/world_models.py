@@ -176,7 +176,7 @@ class Controller:
             weight = theta[..., at : at + inputs * outputs].unflatten(-1, (inputs, outputs))
             at += inputs * outputs
             x = torch.tanh(x) if number else x
-            x = (x @ weight if weight.ndim == 2 else torch.bmm(x[:, None], weight)[:, 0]) + bias
+            x = (x @ weight if weight.ndim == 2 else torch.linalg.vecdot(x[:, None], weight.mT)) + bias
         return x
 
 
@@ -270,6 +270,7 @@ class VM:
     def __init__(self, agent: "WorldModels", generator: Generator, temperature: float):
         self.agent, self.generator, self.temperature = agent, generator, temperature
         self.m = rounded(agent.m) if agent.config.dream_dtype == "bfloat16" else agent.m
+        self.cell = self.m.lstm.cell()
 
     def initial(self, n: int) -> Belief:
         return self.agent.belief(n)
@@ -293,7 +294,7 @@ class VM:
             next            z_{t+1} ~ p(. | h_{t+1}),  h_{t+1} = LSTM(z_t, a_t; h_t)
         """
         m = self.m
-        h, c = m.lstm.step(m.inputs(carry.z, action, carry.first), carry.h, carry.c)
+        h, c = self.cell(m.inputs(carry.z, action, carry.first), carry.h, carry.c)
         told = m.predict(h)
         z = told.z.sample(self.generator, self.temperature)
         zeros = torch.zeros_like(carry.first)

@@ -8,6 +8,7 @@ from reverie.nets import (
     LSTM,
     GRUCell,
     NormGRUCell,
+    rounded,
 )
 
 
@@ -87,6 +88,22 @@ def test_lstm_is_its_step_in_a_loop_and_so_is_its_gradient():
         found.append([hidden, *torch.autograd.grad(loss, [x, h, c, *lstm.parameters()])])
     for ours, slow in zip(*found, strict=True):
         torch.testing.assert_close(ours, slow, rtol=1e-12, atol=1e-12)
+
+
+def test_an_lstms_cell_is_its_step_as_it_was():
+    """To rounding in double precision; with bfloat16 kernels near it; and learning does not reach it."""
+    torch.manual_seed(0)
+    lstm = LSTM(3, 5).double()
+    scatter_biases(lstm)
+    x, h, c = (3 * torch.randn(6, n, dtype=torch.double) for n in (3, 5, 5))
+    cell, low, before = lstm.cell(), rounded(lstm).cell(), lstm.step(x, h, c)
+    assert low.kernel.dtype == torch.bfloat16
+    with torch.no_grad():
+        lstm.recurrent += 1.0
+    for now, near, then in zip(cell(x, h, c), low(x, h, c), before, strict=True):
+        torch.testing.assert_close(now, then, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(near, then, rtol=0, atol=0.1)
+        assert not torch.equal(near, then) and not now.requires_grad
 
 
 def test_gru_without_gradient_is_the_same_cell():

@@ -158,7 +158,9 @@ def test_every_arm_can_be_resolved(name):
     """A misspelt setting would otherwise be found after an hour."""
     claim = get_claim(name)
     for budget in claim.budgets.values():
-        planned = [(arm.name, env) for arm in budget.arms for env in arm.envs]  # an arm may have a part for each task
+        planned = [
+            (arm.name, env) for arm in budget.arms for env in arm.envs
+        ]  # an arm may have a part for each task
         assert len(set(planned)) == len(planned)
         for arm in budget.arms:
             for env in arm.envs:
