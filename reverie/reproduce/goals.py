@@ -221,7 +221,7 @@ def _hard(arms: tuple[Arm, ...], length: int, every: int) -> tuple[Arm, ...]:
 
 _speed = Budget(
     "laptop",
-    5,
+    3,
     _hard(_cheetah, 20_000, 4_000),
     "Half-cheetah at a wanted speed, 200 episodes; the paper has five times as many steps. As near means: nine tenths "
     "of TDM's distance are less than DDPG's.",
@@ -274,8 +274,8 @@ register(
         sentence="With T = 0 TDM is control by a one-step model, which caps it; with a long horizon it is a model-free "
         "agent, which learns slowly; between them lies the best.",
         budgets={
-            "laptop": Budget("laptop", 5, _horizons(4_000, 500), "The reacher's fingertip, 80 episodes."),
-            "gpu": Budget("laptop", 5, _horizons(4_000, 500), "The same."),
+            "laptop": Budget("laptop", 3, _horizons(4_000, 500), "The reacher's fingertip, 80 episodes."),
+            "gpu": Budget("laptop", 3, _horizons(4_000, 500), "The same."),
             "paper": Budget("reacher", 5, _horizons(100_000, 5_000), "The released reacher's sizes."),
             "debug": Budget("debug", 3, _horizons(400, 200), NOTHING),
         },
