@@ -49,6 +49,7 @@ class Logger:
         self.wandb = start_wandb(folder, config or {}) if wandb else None
         self.sums: dict[str, list[Any]] = {}  # name: [sum, count]
         self.last = -1  # where the last line is drawn
+        self.watch: Callable[[dict[str, int | float]], object] | None = None  # is shown every line
 
     def add(self, metrics: Mapping[str, Any]) -> None:
         """Take numbers (or 0-d tensors) into the averages of the next write.
@@ -90,6 +91,8 @@ class Logger:
         if self.wandb is not None:
             self.wandb.log(line, step=at)
         self.sums, self.last = {}, at
+        if self.watch is not None:
+            self.watch(line)
         return line
 
     def size(self) -> int:

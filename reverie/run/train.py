@@ -1,6 +1,8 @@
 """From a plan to a trained agent: build the parts, go on where the folder's last checkpoint stopped, learn."""
 
+import contextlib
 import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,10 @@ from reverie.run.online import Online
 from reverie.run.parts import Parts, device
 from reverie.types import LoopName, ReverieError
 
+Watch = Callable[
+    [Mapping[str, int | float]], object
+]  # sees a line of metrics.jsonl; what is true stops the run
+
 
 def train(
     agent: str,
@@ -24,13 +30,15 @@ def train(
     preset: str | tuple[str, ...] = "paper",
     run: str | Path | None = None,
     settings: RunConfig | None = None,
+    watch: Watch | None = None,
     **overrides: Any,
 ) -> Path:
     """Train ``agent`` on ``env`` and return the run's folder; called again with the same, it goes on.
 
     ``preset`` is one name or several ("laptop", "cartpole_swingup"). ``overrides`` are fields of the agent's
-    Config (``horizon=10``) or of ``RunConfig`` (``seed=1``). Raises ``ReverieError`` with one sentence for
-    whatever can not be used.
+    Config (``horizon=10``) or of ``RunConfig`` (``seed=1``). ``watch`` is shown every line of metrics.jsonl when it is
+    written; if its answer is true, or it breaks down, the run is saved and stops. Raises ``ReverieError`` with one
+    sentence for whatever can not be used.
     """
     names = tuple(preset.split()) if isinstance(preset, str) else tuple(preset)
     fields = RunConfig.__dataclass_fields__
@@ -39,7 +47,7 @@ def train(
     config = presets.resolve(agent, names, {k: v for k, v in overrides.items() if k not in fields})
     plan = Plan(agent, env, names, config, settings)
     folder = default_folder(plan) if run is None else Path(run)
-    carry_out(plan, folder)
+    carry_out(plan, folder, watch)
     return folder
 
 
@@ -47,18 +55,18 @@ def default_folder(plan: Plan) -> Path:
     return Path("runs") / f"{plan.agent}-{plan.env.replace('/', '_').replace(':', '_')}-{plan.run.seed}"
 
 
-def carry_out(plan: Plan, folder: Path) -> bool:
+def carry_out(plan: Plan, folder: Path, watch: Watch | None = None) -> bool:
     """Do what the plan says in ``folder``; True when it is finished, False when interrupted. Started by ``torchrun``,
     it is done together with the other processes."""
     ranks = parallel.asked()
     if ranks.size == 1:
-        return do(plan, folder)
+        return do(plan, folder, watch)
     plan = dataclasses.replace(plan, run=dataclasses.replace(plan.run, processes=ranks.size))
     with parallel.joined(ranks):
-        return do(plan, folder_of(ranks.rank, folder))
+        return do(plan, folder_of(ranks.rank, folder), watch)
 
 
-def do(plan: Plan, folder: Path) -> bool:
+def do(plan: Plan, folder: Path, watch: Watch | None = None) -> bool:
     """The part of this process, in its own folder."""
     from reverie.report import write_report
 
@@ -77,13 +85,38 @@ def do(plan: Plan, folder: Path) -> bool:
         say = loop.progress.say
         say(about(plan, loop, folder))
         go_on(loop)
-        if not loop.loop():
+        with watched(loop, watch):
+            at_end = loop.loop()
+        if not at_end:
             say(f"Saved at {loop.about()}. The same command goes on from there.")
             return False
     if first:
         write_report(folder)
         say(finished(folder))
     return True
+
+
+@contextlib.contextmanager
+def watched(loop: Loop, watch: Watch | None) -> Iterator[None]:
+    """Show ``watch`` what ``loop`` logs. What it raises is raised when the loop has saved and stopped."""
+    broken: list[Exception] = []
+    asked = False
+
+    def told(line: Mapping[str, int | float]) -> None:
+        nonlocal asked
+        try:
+            wanted = not asked and watch is not None and bool(watch(line))
+        except Exception as error:
+            broken.append(error)
+            wanted = not asked
+        if wanted:
+            asked = True
+            loop.interrupt()
+
+    loop.logger.watch = None if watch is None else told
+    yield
+    if broken:
+        raise broken[0]
 
 
 def loop_name(agent: str) -> LoopName:

@@ -38,6 +38,38 @@ def run(tmp_path_factory):
     return folder
 
 
+def test_a_run_can_be_watched_and_told_to_stop(tmp_path):
+    """Stopped at the second line, gone on with to the end, and equal to a run that nobody watched."""
+    told = []
+
+    def enough(line):
+        told.append(dict(line))
+        return len(told) == 2
+
+    train = lambda name, **more: reverie.train(
+        "dyna_q", "FrozenLake-v1", "debug", tmp_path / name, steps=400, log_every=50, threads=1, **more
+    )
+    lines = lambda name: [
+        json.loads(text) for text in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+    ]
+    train("watched", watch=enough)
+    assert told == lines("watched") and told[-1]["env_steps"] < 400
+    assert not (tmp_path / "watched" / "report.html").exists()
+    train("watched", watch=told.append)
+    assert told == lines("watched") and told[-1]["env_steps"] == 400
+    train("alone")
+    timeless = lambda line: {key: value for key, value in line.items() if key != "seconds"}
+    assert list(map(timeless, lines("alone"))) == list(map(timeless, told))
+
+
+def test_what_breaks_the_watch_does_not_break_the_run(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        reverie.train(
+            "dyna_q", "FrozenLake-v1", "debug", tmp_path, steps=400, threads=1, watch=lambda line: 1 / 0
+        )
+    assert checkpoint.paths(tmp_path / "checkpoints")
+
+
 def test_a_run_is_a_folder_that_explains_itself(run):
     names = {path.name for path in run.iterdir()}
     assert {
