@@ -38,13 +38,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reverie.data.transitions import Transitions, join_arrays, transitions
+from reverie.data.transitions import (
+    ACHIEVED,
+    DESIRED,
+    OBSERVATION,
+    Transitions,
+    goals,
+    join_arrays,
+    transitions,
+)
 from reverie.envs.base import Goals
 from reverie.nets import Ensemble
 from reverie.optim import Follow, Optimizer, step
 from reverie.types import ActionSpace, Batch, Media, Metrics, Mode, ObsSpace, ReverieError
-
-OBSERVATION, ACHIEVED, DESIRED = "observation", "achieved_goal", "desired_goal"
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ class HER:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ):
-        check(obs_space, act_space)
+        goals(obs_space, act_space, "her")
         self.obs_space, self.act_space, self.config = obs_space, act_space, config
         self.device, c = torch.device(device), config
         self.keys = [OBSERVATION, *([ACHIEVED] if c.achieved else []), DESIRED]
@@ -307,31 +313,6 @@ class HER:
         for use, generator in self.generators.items():
             generator.set_state(state["generators"][use])
         self.updates = state["updates"]
-
-
-def check(obs_space: ObsSpace, act_space: ActionSpace) -> None:
-    """Refuse what is no goal environment, and several choices at once."""
-    shown = ", ".join(sorted(obs_space))
-    missing = [key for key in (OBSERVATION, ACHIEVED, DESIRED) if key not in obs_space]
-    if missing:
-        raise ReverieError(
-            f"her needs a goal environment, which shows observation, achieved_goal and desired_goal, and this one "
-            f"shows {shown}; reverie.envs.goals.GoalEnv makes one of any"
-        )
-    if obs_space[ACHIEVED].shape != obs_space[DESIRED].shape:
-        raise ReverieError(
-            f"her needs goals that can be compared: achieved_goal has shape {obs_space[ACHIEVED].shape} and "
-            f"desired_goal {obs_space[DESIRED].shape}; mend the environment"
-        )
-    if any(obs_space[key].is_image for key in (OBSERVATION, ACHIEVED, DESIRED)):
-        raise ReverieError(
-            "her reads vectors and can not use pictures; choose a goal environment without them"
-        )
-    if len(act_space.groups) > 1:
-        raise ReverieError(
-            f"her makes one choice at a time and this environment wants {len(act_space.groups)}; take an agent for "
-            f"several, e.g. dreamer_v1"
-        )
 
 
 def relabel(batch: Batch, chosen: np.ndarray, goals: Goals) -> Batch:

@@ -41,11 +41,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reverie.data.transitions import ACHIEVED, DESIRED, OBSERVATION, goals
 from reverie.nets import Ensemble
 from reverie.optim import Follow, Optimizer, step
 from reverie.types import ActionSpace, Batch, Media, Metrics, Mode, ObsSpace, ReverieError
 
-OBSERVATION, ACHIEVED, DESIRED = "observation", "achieved_goal", "desired_goal"
 ROWS = ("action", "prev_action", "reward", "is_first", "is_last", "is_terminal")
 
 
@@ -196,10 +196,10 @@ class TDM:
         seed: int = 0,
         device: torch.device | str = "cpu",
     ):
-        check(obs_space, act_space, config)
+        goal = goals(obs_space, act_space, "tdm")
+        check(goal, config)
         self.obs_space, self.act_space, self.config = obs_space, act_space, config
         self.device, c = torch.device(device), config
-        goal = obs_space[DESIRED].shape[0]
         inputs = obs_space[OBSERVATION].shape[0] + goal + 1
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)  # the initial weights
@@ -417,29 +417,8 @@ def transitions(batch: Batch) -> Goals:
     )
 
 
-def check(obs_space: ObsSpace, act_space: ActionSpace, config: Config) -> None:
-    """Refuse what is no goal environment, several choices at once, and settings that do not fit the goal."""
-    missing = [key for key in (OBSERVATION, ACHIEVED, DESIRED) if key not in obs_space]
-    if missing:
-        raise ReverieError(
-            f"tdm needs a goal environment, which shows observation, achieved_goal and desired_goal, and this one "
-            f"shows {', '.join(sorted(obs_space))}; reverie.envs.goals.GoalEnv makes one of any"
-        )
-    if obs_space[ACHIEVED].shape != obs_space[DESIRED].shape:
-        raise ReverieError(
-            f"tdm needs goals that can be compared: achieved_goal has shape {obs_space[ACHIEVED].shape} and "
-            f"desired_goal {obs_space[DESIRED].shape}; mend the environment"
-        )
-    if any(obs_space[key].is_image for key in (OBSERVATION, ACHIEVED, DESIRED)):
-        raise ReverieError(
-            "tdm reads vectors and can not use pictures; choose a goal environment without them"
-        )
-    if len(act_space.groups) > 1:
-        raise ReverieError(
-            f"tdm makes one choice at a time and this environment wants {len(act_space.groups)}; take an agent for "
-            f"several, e.g. dreamer_v1"
-        )
-    size = obs_space[DESIRED].shape[0]
+def check(size: int, config: Config) -> None:
+    """Refuse settings that do not fit a goal of ``size`` numbers."""
     if config.weights and len(config.weights) != size:
         raise ReverieError(
             f"--weights has {len(config.weights)} numbers, and goals here have {size}: give one each"

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from reverie.types import ActionSpace, Batch, ObsSpace, ReverieError
 
+# What a goal environment shows
+OBSERVATION, ACHIEVED, DESIRED = "observation", "achieved_goal", "desired_goal"
+
 
 class Transitions(NamedTuple):
     """N of them. ``cont`` is 0 where the world ended and 1 elsewhere: the clock ends no world."""
@@ -74,3 +77,28 @@ def continuous(space: ActionSpace, who: str) -> int:
             f"actions, e.g. dreamer_v1"
         )
     return space.size
+
+
+def goals(obs_space: ObsSpace, act_space: ActionSpace, who: str) -> int:
+    """The length of a goal; refuses what is no goal environment, pictures, and several choices at once."""
+    missing = [key for key in (OBSERVATION, ACHIEVED, DESIRED) if key not in obs_space]
+    if missing:
+        raise ReverieError(
+            f"{who} needs a goal environment, which shows observation, achieved_goal and desired_goal, and this one "
+            f"shows {', '.join(sorted(obs_space))}; reverie.envs.goals.GoalEnv makes one of any"
+        )
+    if obs_space[ACHIEVED].shape != obs_space[DESIRED].shape:
+        raise ReverieError(
+            f"{who} needs goals that can be compared: achieved_goal has shape {obs_space[ACHIEVED].shape} and "
+            f"desired_goal {obs_space[DESIRED].shape}; mend the environment"
+        )
+    if any(obs_space[key].is_image for key in (OBSERVATION, ACHIEVED, DESIRED)):
+        raise ReverieError(
+            f"{who} reads vectors and can not use pictures; choose a goal environment without them"
+        )
+    if len(act_space.groups) > 1:
+        raise ReverieError(
+            f"{who} makes one choice at a time and this environment wants {len(act_space.groups)}; take an agent for "
+            f"several, e.g. dreamer_v1"
+        )
+    return obs_space[DESIRED].shape[0]
