@@ -131,22 +131,18 @@ def dense(*envs: str) -> tuple[str, ...]:
 
 
 def _samples(
-    env: str, length: int, every: int, updates: int, prefill: int = 500, **shared: Any
+    env: str, length: int, every: int, updates: int, max_tau: int, prefill: int = 500, **shared: Any
 ) -> tuple[Arm, ...]:
     """TDM's laptop preset, and the baselines with its sizes, updates and averaging; each with its own reward and
-    discount. ``shared`` is for all of them."""
+    discount. ``shared`` is for all of them. With ``max_tau`` an episode is whole countdowns: TDM wants to be there when
+    one ends, and passes by in between."""
     shared |= {"prefill": prefill, "eval_every": every, "eval_episodes": 20}
     both = {"units": (64, 64), "batch_size": 128, "actor_lr": 1e-3, "train_updates": updates} | shared
+    averaged = {"train_every": 1, "target_every": 1, "target_rate": 0.01}
     return (
-        Arm(TDM, "tdm", (env,), length, {"train_updates": updates, **shared}),
+        Arm(TDM, "tdm", (env,), length, {"train_updates": updates, "max_tau": max_tau, **shared}),
         Arm(DDPG, "ddpg", dense(env), length, {**both, "discount": 0.98, "tau": 0.01}),
-        Arm(
-            HINDSIGHT,
-            "her",
-            (env,),
-            length,
-            {**both, "train_every": 1, "target_every": 1, "target_rate": 0.01},
-        ),
+        Arm(HINDSIGHT, "her", (env,), length, both | averaged),
     )
 
 
@@ -161,8 +157,8 @@ def _whole(envs: tuple[str, ...], length: int, every: int) -> tuple[Arm, ...]:
 
 
 SOON = steps_to(LEVELS)
-_reacher = _samples(REACHER, 9_000, 250, 5)
-_cheetah = _samples(CHEETAH, 20_000, 1_000, 2, prefill=1_000, units=(128, 128))
+_reacher = _samples(REACHER, 9_000, 250, 5, max_tau=9)  # 50 steps
+_cheetah = _samples(CHEETAH, 20_000, 1_000, 2, max_tau=10, prefill=1_000, units=(128, 128))  # 99 steps
 _two = Budget(
     "laptop",
     5,
