@@ -20,7 +20,8 @@ Where the equations are::
 
 Command: ``reverie train tdm --env reverie/PointMass-v0 --preset laptop``.
 
-Time of an episode, for max_tau = 3: the steps left are counted down and begin again, while acting and evaluating::
+Time of an episode, for max_tau = 3: the steps left are counted down and begin again, while acting and evaluating. It
+is near its goal when they have run out and may leave it in between, so max_tau + 1 should divide the length::
 
     row      0   1   2   3   4   5
     tau      3   2   1   0   3   2
