@@ -10,12 +10,13 @@ dictionary of ``observation`` (without the goal), ``achieved_goal`` and ``desire
     reverie/PointMass-v0        a damped mass on a plane
     reverie/GoalReacher-v0      Reacher-v5: the fingertip, in units of 0.2 m
     reverie/GoalArm-v0          the 7-joint arm of Pusher-v5: all of its state (TDM's reacher)
+    reverie/GoalHand-v0         the same arm: its hand's place
     reverie/GoalPusher-v0       Pusher-v5: hand and puck on the table (TDM's pusher)
     reverie/GoalCheetah-v0      HalfCheetah-v5: a speed (TDM's half-cheetah)
     reverie/GoalAnt-v0          Ant-v5: a place (TDM's ant)
 
 Rewards are -1 until the goal is reached, and 0 there; with ``Dense`` in the name (reverie/PointMassDense-v0) they are
-minus the distance. The last five need MuJoCo (``pip install 'reverie[mujoco]'``); FetchReach-v4, PointMaze_UMaze-v3 and
+minus the distance. The last six need MuJoCo (``pip install 'reverie[mujoco]'``); FetchReach-v4, PointMaze_UMaze-v3 and
 their kin come with ``reverie[robotics]``.
 """
 
@@ -251,6 +252,19 @@ def arm(threshold: float = 0.1, dense: bool = False, stop: bool = False) -> Goal
     is the hand.
     """
     env = mujoco("Pusher-v5")
+    return GoalEnv(env, range(17), pose(env), Goal(threshold, dense, stop, (14, 15, 16)), range(17))
+
+
+def hand(threshold: float = 0.1, dense: bool = False, stop: bool = False) -> GoalEnv:
+    """The same arm, of which only the hand's place is wanted: one where some pose puts it."""
+    env = mujoco("Pusher-v5")
+    draw = pose(env)
+    place = lambda rng: draw(rng)[14:]
+    return GoalEnv(env, (14, 15, 16), place, Goal(threshold, dense, stop), range(17))
+
+
+def pose(env: gymnasium.Env) -> Draw:
+    """Poses of the arm at rest, uniform over its joints: 7 angles, 7 speeds of 0, and where that puts the hand."""
     world: Any = env.unwrapped
     low, high = world.model.jnt_range[:7].T
 
@@ -260,10 +274,9 @@ def arm(threshold: float = 0.1, dense: bool = False, stop: bool = False) -> Goal
         data = mujoco.MjData(world.model)
         data.qpos[:7] = rng.uniform(low, high)
         mujoco.mj_kinematics(world.model, data)
-        hand = data.body("tips_arm").xpos
-        return np.concatenate([data.qpos[:7], np.zeros(7), hand])
+        return np.concatenate([data.qpos[:7], np.zeros(7), data.body("tips_arm").xpos])
 
-    return GoalEnv(env, range(17), sample, Goal(threshold, dense, stop, (14, 15, 16)), range(17))
+    return sample
 
 
 def pusher(threshold: float = 0.1, dense: bool = False, stop: bool = False) -> GoalEnv:
@@ -310,6 +323,7 @@ WORLDS: dict[str, tuple[str, int | None, dict[str, Any]]] = {  # maker, steps of
     "PointMass": ("point_mass", 50, {}),
     "GoalReacher": ("reacher", 50, {}),
     "GoalArm": ("arm", 100, {}),
+    "GoalHand": ("hand", 100, {}),
     "GoalPusher": ("pusher", 100, {}),
     "GoalCheetah": ("cheetah", 99, {}),
     "GoalAnt": ("ant", 50, {}),

@@ -109,6 +109,14 @@ def test_the_arms_goals_are_poses_it_can_take():
     env.close()
 
 
+def test_the_hands_goals_are_places_it_can_reach():
+    """Those of the arm with the same seed; all it shows beside them is the arm itself."""
+    arm, hand = (gymnasium.make(f"reverie/Goal{name}-v0").reset(seed=3)[0] for name in ("Arm", "Hand"))
+    assert hand["desired_goal"] == pytest.approx(arm["desired_goal"][14:])
+    assert hand["achieved_goal"] == pytest.approx(arm["observation"][14:])
+    assert hand["observation"] == pytest.approx(arm["observation"])
+
+
 def test_the_ant_shows_its_place_and_no_contact_forces():
     env = gymnasium.make("reverie/GoalAnt-v0")
     obs, _ = env.reset(seed=0)
