@@ -216,7 +216,8 @@ class Mixture:
         The component is the one in whose share of [0, 1) a uniform number falls. Component by component:
         every step is over whole arrays, as fast where the entries lie side by side as a copy. A step of 0 or 1 along
         the way to the next component (``lerp``) is exact, and several times as fast as ``where``."""
-        weights = (self.logits.detach() / temperature).mT.softmax(-2).unbind(-2)
+        k = max(-2, -self.logits.ndim)  # along the last dimension a softmax of a few takes many times as long
+        weights = (self.logits.detach() / temperature).movedim(-1, k).softmax(k).unbind(k)
         at = torch.rand(weights[0].shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
         mean, *means = self.mean.unbind(-1)
         log_std, *log_stds = self.log_std.unbind(-1)

@@ -13,6 +13,7 @@ from reverie.dists import (
     MSE,
     Bernoulli,
     Categoricals,
+    Mixture,
     Normal,
     OneHot,
     SymlogMSE,
@@ -450,3 +451,9 @@ def test_few_classes_are_drawn_as_any_others(classes: int, unimix: float):
     assert torch.equal(
         draw_few(logits[:1], torch.zeros(1, 6, 32, dtype=DOUBLE))[..., 0], torch.ones(1, 6, 32, dtype=DOUBLE)
     )
+
+
+def test_a_mixture_may_be_of_one_entry():
+    """ "K" alone: one number, from the component with all the weight."""
+    one = Mixture(torch.tensor([0.0, 50.0, 0.0]), torch.tensor([-5.0, 3.0, 9.0]), torch.full((3,), -20.0))
+    assert one.sample(temperature=1.15).item() == pytest.approx(3.0, abs=1e-4)

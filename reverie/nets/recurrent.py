@@ -115,7 +115,7 @@ class LSTM(nn.Module):
 
 
 class LSTMCell:
-    """One step of an LSTM as one product and one sigmoid: PyTorch's tanh takes five times as long on a CPU, and
+    """One step of an LSTM as one product and one sigmoid: PyTorch's tanh takes several times as long on a CPU, and
     tanh(x) = 2 sig(2x) - 1. What is learned after it was made does not reach it."""
 
     def __init__(self, lstm: LSTM) -> None:

@@ -50,9 +50,7 @@ def draw(
 def _curves(axes: Axes, claim: Claim, size: Budget, runs: Sequence[Run], task: str) -> None:
     from reverie.reproduce.runner import matching
 
-    names = list(
-        dict.fromkeys(arm.name for arm in size.arms if arm.shown)
-    )  # an arm may have a part for each task
+    names = list(dict.fromkeys(arm.name for arm in size.arms if arm.shown))
     colours = dict(zip(names, plot.COLOURS, strict=False))
     arms = {
         name: [plot.Curve(*run.curve(task)) for run in by_arm(runs).get(name, []) if task in run.tasks]

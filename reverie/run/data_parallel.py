@@ -169,6 +169,10 @@ class DataParallel(Online):
             if self.rank == 0:
                 os.write(2, b"\nStopping where all meet: saving first (Ctrl-C again to leave at once).\n")
 
+    def stop(self) -> None:
+        if not self.asked_to_stop:
+            super().stop()
+
     def checkpoint_due(self) -> bool:
         return super().checkpoint_due() if self.learned and not self.agreed_to_save else self.agreed_to_save
 

@@ -189,6 +189,11 @@ class Loop(ABC):
         # A print may be what was interrupted, and can not be entered twice.
         os.write(2, b"\nStopping: saving first (Ctrl-C again to leave at once).\n")
 
+    def stop(self) -> None:
+        """Ask it to save and stop, as the first Ctrl-C does; asked again, nothing."""
+        if not self.stopping:
+            self.interrupt()
+
     def evaluation(self, episodes: int) -> Evaluation | None:
         """Whole episodes without noise, shown. None if they were left in the middle: then it was never begun."""
         if self.logger.sums:

@@ -19,9 +19,8 @@ from reverie.run.online import Online
 from reverie.run.parts import Parts, device
 from reverie.types import LoopName, ReverieError
 
-Watch = Callable[
-    [Mapping[str, int | float]], object
-]  # sees a line of metrics.jsonl; what is true stops the run
+# Sees a line of metrics.jsonl; an answer that is true stops the run.
+Watch = Callable[[Mapping[str, int | float]], object]
 
 
 def train(
@@ -100,20 +99,17 @@ def do(plan: Plan, folder: Path, watch: Watch | None = None) -> bool:
 def watched(loop: Loop, watch: Watch | None) -> Iterator[None]:
     """Show ``watch`` what ``loop`` logs. What it raises is raised when the loop has saved and stopped."""
     broken: list[Exception] = []
-    asked = False
 
     def told(line: Mapping[str, int | float]) -> None:
-        nonlocal asked
         try:
-            wanted = not asked and watch is not None and bool(watch(line))
+            enough = watch is not None and not broken and bool(watch(line))
         except Exception as error:
             broken.append(error)
-            wanted = not asked
-        if wanted:
-            asked = True
-            loop.interrupt()
+            enough = True
+        if enough:
+            loop.stop()
 
-    loop.logger.watch = None if watch is None else told
+    loop.logger.watch = told
     yield
     if broken:
         raise broken[0]

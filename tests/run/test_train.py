@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 from typing import get_args
 
 import numpy as np
@@ -60,6 +62,19 @@ def test_a_run_can_be_watched_and_told_to_stop(tmp_path):
     train("alone")
     timeless = lambda line: {key: value for key, value in line.items() if key != "seconds"}
     assert list(map(timeless, lines("alone"))) == list(map(timeless, told))
+
+
+def test_who_watches_may_ask_again_and_again(tmp_path):
+    """A stop that was asked for already, by Ctrl-C or by an earlier line, is still one: nothing leaves at once."""
+
+    def enough(line):
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    reverie.train(
+        "dyna_q", "FrozenLake-v1", "debug", tmp_path, steps=400, log_every=50, threads=1, watch=enough
+    )
+    assert checkpoint.paths(tmp_path / "checkpoints") and not (tmp_path / "report.html").exists()
 
 
 def test_what_breaks_the_watch_does_not_break_the_run(tmp_path):
