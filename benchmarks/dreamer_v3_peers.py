@@ -26,20 +26,20 @@ from reverie.types import ActionSpace
 
 HERE = Path(__file__).resolve().parent
 WANTED = {
-    "sheeprl": ["sheeprl==0.8.4"],
+    "sheeprl": ["sheeprl[dmc]==0.8.4"],  # its tasks, for dreamer_v3_beside.py
     "torchrl": ["torchrl==0.14.1", "omegaconf", "hydra-core", "gymnasium", "matplotlib"],
 }
 
 
 def environment(name: str, folder: Path) -> Path:
     """The interpreter of a peer's environment, with the PyTorch that ours has."""
-    python = folder / name / "bin" / "python"
-    if not (folder / name / "ready").exists():
+    python, ready = folder / name / "bin" / "python", folder / name / "ready"
+    if not ready.exists() or ready.read_text().split() != WANTED[name]:
         print(f"installing {name} into {folder / name}", flush=True)
         venv.create(folder / name, clear=True, with_pip=True)
         ours = torch.__version__.split("+")[0]
         subprocess.run([python, "-m", "pip", "install", "-q", f"torch=={ours}", *WANTED[name]], check=True)
-        (folder / name / "ready").touch()
+        ready.write_text(" ".join(WANTED[name]))
     return python
 
 
