@@ -13,7 +13,7 @@ Where the equations are::
     targets, App. A                           HER.target      r + gamma Q'(s', pi'(s')), within the rewards' limits
     critic                                    critic_loss     mean squared error
     actor                                     actor_loss      climbs Q; and the square of its actions
-    normalising, App. A                       Normalizer      running mean and deviation of observations and goals
+    normalising, App. A                       HER.scale       by running mean and deviation; clipped to +-5
 
 Command: ``reverie train her --env reverie/BitFlip-v0 --preset bits``, or
 ``reverie train her --env FetchReach-v4 --preset reach``. Of 50 evaluated episodes of seed 0, 49 had flipped their 15
@@ -48,7 +48,7 @@ from reverie.data.transitions import (
     transitions,
 )
 from reverie.envs.base import Goals
-from reverie.nets import Ensemble
+from reverie.nets import Ensemble, Normalizer
 from reverie.optim import Follow, Optimizer, step
 from reverie.types import ActionSpace, Batch, Media, Metrics, Mode, ObsSpace, ReverieError
 
@@ -93,35 +93,6 @@ class Config:
     actor_lr: float = 1e-3
     critic_lr: float = 1e-3
     adam_eps: float = 1e-8
-
-
-class Normalizer(nn.Module):
-    """Running mean and standard deviation, at least 0.01; what is normalised is clipped to +-5 (App. A)."""
-
-    count: Tensor
-    mean: Tensor
-    square: Tensor
-
-    def __init__(self, size: int):
-        super().__init__()
-        for name, value in (
-            ("count", torch.zeros(1)),
-            ("mean", torch.zeros(size)),
-            ("square", torch.ones(size)),
-        ):
-            self.register_buffer(name, value.double())
-
-    def forward(self, x: Tensor) -> Tensor:
-        std = (self.square - self.mean**2).clamp(min=0).sqrt().clamp(min=0.01)
-        return ((x - self.mean.float()) / std.float()).clamp(-5.0, 5.0)
-
-    @torch.no_grad()
-    def add(self, x: Tensor) -> None:
-        """Take in the rows of ``x`` "N D"."""
-        self.count += len(x)
-        share = len(x) / self.count
-        self.mean.lerp_(x.double().mean(0), share)
-        self.square.lerp_(x.double().square().mean(0), share)
 
 
 class Actor(nn.Module):
@@ -178,7 +149,7 @@ class HER:
             self.critic = Critic(inputs, act_space, c).to(self.device)
             self.actor = None if act_space.discrete else Actor(inputs, act_space.size, c).to(self.device)
         self.target_critic, self.target_actor = copy.deepcopy(self.critic), copy.deepcopy(self.actor)
-        self.normalizer = Normalizer(inputs).to(self.device)
+        self.normalizer = Normalizer(inputs, 10**12, (0.01, float("inf"))).to(self.device)  # nothing fades
         modules: dict[str, nn.Module] = {"critic": self.critic, "target_critic": self.target_critic}
         pairs: dict[nn.Module, nn.Module] = {self.target_critic: self.critic}
         self.critic_opt, self.actor_opt = Optimizer({"critic": self.critic}, c.critic_lr, c.adam_eps), None
@@ -196,7 +167,7 @@ class HER:
         }
 
     def scale(self, x: Tensor) -> Tensor:
-        return self.normalizer(x) if self.config.normalize else x
+        return self.normalizer(x).clamp(-5.0, 5.0) if self.config.normalize else x
 
     # Acting
 
@@ -273,7 +244,7 @@ class HER:
         if self.updates % c.target_every == 0:
             self.follow()
         if c.normalize:
-            self.normalizer.add(seen)
+            self.normalizer.see(seen)
         return metrics
 
     @torch.no_grad()

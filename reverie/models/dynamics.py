@@ -24,6 +24,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from reverie.dists import noise_like
+from reverie.nets import Normalizer
 from reverie.types import NotFinite
 
 
@@ -58,48 +59,6 @@ class Networks(nn.Module):
         """Sum over layers of scale * |W|^2 / 2; biases are left alone."""
         terms = [c * w.square().sum() / 2 for c, w in zip(scales, self.weights, strict=True)]
         return torch.stack(terms).sum()
-
-
-class Normalizer(nn.Module):
-    """Mean and variance of all rows seen, in float64; beyond ``window`` rows the oldest fade."""
-
-    count: Tensor
-    mean: Tensor
-    var: Tensor
-
-    def __init__(self, size: int, window: int = 1_000_000) -> None:
-        super().__init__()
-        self.window = window
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
-        self.register_buffer("mean", torch.zeros(size, dtype=torch.float64))
-        self.register_buffer("var", torch.ones(size, dtype=torch.float64))
-
-    @torch.no_grad()
-    def see(self, x: Float[Tensor, "n I"]) -> None:
-        """Merge the moments of these rows with those before (Chan, Golub & LeVeque 1979)."""
-        x, n = x.double(), len(x)
-        var, mean = torch.var_mean(x, 0, correction=0)
-        share = n / (self.count + n)
-        shift = mean - self.mean
-        self.var.copy_((1 - share) * self.var + share * var + share * (1 - share) * shift.square())
-        self.mean.add_(share * shift)
-        self.count.add_(n).clamp_(max=self.window)
-
-    def forget(self) -> None:
-        """Let the next rows count as the first."""
-        self.count.zero_()
-
-    @property
-    def std(self) -> Tensor:
-        """Never zero: what has not varied is left as it is."""
-        std = self.var.sqrt()
-        return torch.where(std > 1e-6, std, 1.0).float()
-
-    def forward(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B I"]:
-        return (x - self.mean.float()) / self.std
-
-    def back(self, x: Float[Tensor, "*B I"]) -> Float[Tensor, "*B I"]:
-        return torch.addcmul(self.mean.float(), x, self.std)
 
 
 class Prediction(NamedTuple):

@@ -3,6 +3,7 @@
 from reverie.nets.images import Conv, Convs, Deconv, GridConv, ImageDecoder, ImageEncoder, doubled, halved
 from reverie.nets.layer_norm import NORM_EPS, Layer, LayerGRU, LayerMLP
 from reverie.nets.linear import MLP, Ensemble, Linear, glorot_, lower, product, rounded
+from reverie.nets.normalizer import Normalizer
 from reverie.nets.normed import (
     Affine,
     BlockGRU,
@@ -39,6 +40,7 @@ __all__ = [
     "Linear",
     "NormGRUCell",
     "NormMLP",
+    "Normalizer",
     "RMSNorm",
     "doubled",
     "glorot_",

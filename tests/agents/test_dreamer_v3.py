@@ -319,6 +319,25 @@ def test_pictures_are_summed_squares_and_vectors_squares_of_symlogs(dreamer, sma
     assert torch.equal(agent.unscale({"image": obs["image"]})["image"], batch.obs["image"])
 
 
+def test_small_vectors_are_standardised_and_large_ones_left_to_symlog(dreamer, small):
+    agent, other = (dreamer(obs="mixed", standardize=True) for _ in range(2))
+    batch = small.batch("mixed")
+    spread = torch.ones(batch.obs["speed"].shape[-1])
+    spread[0], spread[-1] = 0.1, 30.0
+    batch.obs["speed"].mul_(spread).add_(2.0)
+    assert torch.equal(agent.scale(batch.obs)["speed"], batch.obs["speed"]), "nothing was learned yet"
+    agent.update(batch)
+    rows = batch.obs["speed"].flatten(0, 1)
+    expected = (rows - rows.mean(0)) / rows.std(0, correction=0).clamp(0.01, 1.0)
+    found = agent.scale(batch.obs)
+    torch.testing.assert_close(found["speed"].flatten(0, 1), expected, atol=1e-4, rtol=1e-4)
+    assert found["speed"][..., -1].std() > 10 and found["image"].max() <= 1
+    torch.testing.assert_close(agent.unscale(found)["speed"], batch.obs["speed"], atol=1e-4, rtol=1e-4)
+    other.load_state_dict(agent.state_dict())
+    assert torch.equal(other.scale(batch.obs)["speed"], found["speed"])
+    assert not any("normalizers" in name for name in dreamer(obs="mixed").modules.state_dict())
+
+
 def test_fifteen_transitions_sixteen_states(dreamer, small, monkeypatch):
     """H transitions: H losses from H + 1 states; the weights begin with the chance that the start is no end."""
     agent = trained(dreamer(horizon=4), small)

@@ -10,7 +10,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 import reverie
 import reverie.envs.goals  # (registers its worlds)
 from reverie import presets
-from reverie.agents.her import HER, Normalizer, actor_loss, critic_loss, relabel
+from reverie.agents.her import HER, actor_loss, critic_loss, relabel
 from reverie.data.replay import Replay
 from reverie.data.transitions import transitions
 from reverie.envs import make_env
@@ -241,18 +241,16 @@ def test_the_td3_preset_believes_the_lower_critic_and_delays_the_actor():
     assert torch.equal(actor, agent.actor.net.weights[0])
 
 
-def test_the_normalizer_is_the_mean_and_deviation_of_all_it_has_seen():
+def test_what_is_seen_is_normalised_by_all_that_was_and_clipped():
     torch.manual_seed(0)
-    parts = [
-        torch.randn(n, 3) * torch.tensor([1.0, 5.0, 0.0]) + torch.tensor([0.0, -7.0, 2.0])
-        for n in (5, 100, 31)
-    ]
-    normalizer, rows = Normalizer(3), torch.cat(parts)
-    for part in parts:
-        normalizer.add(part)
+    agent = make()
+    spread = torch.tensor([1.0, 5.0, 0.0, 1e-4, 1.0, 1.0])
+    rows = torch.randn(136, 6) * spread + torch.tensor([0.0, -7.0, 2.0, 0.0, 0.0, 0.0])
+    for part in rows.split([5, 100, 31]):
+        agent.normalizer.see(part)
     expected = ((rows - rows.mean(0)) / rows.std(0, correction=0).clamp(min=0.01)).clamp(-5, 5)
-    torch.testing.assert_close(normalizer(rows), expected, atol=1e-4, rtol=1e-4)
-    assert normalizer(torch.full((1, 3), 1e6)).max() == 5
+    torch.testing.assert_close(agent.scale(rows), expected, atol=1e-4, rtol=1e-4)
+    assert agent.scale(torch.full((1, 6), 1e6)).max() == 5
 
 
 def test_exploration_is_random_now_and_then():

@@ -54,7 +54,7 @@ batch |= dict(is_terminal=last & (draw(rows, T) < 0.5))
 mine = slice(rows * ranks.rank // ranks.size, rows * (ranks.rank + 1) // ranks.size)
 batch = Batch(**{k: {n: v[mine] for n, v in x.items()} if k == "obs" else x[mine] for k, x in batch.items()})
 spaces = {"vector": Space((3,))}, ActionSpace(2)
-faster = dict(lr=1e-3) if agent == "dreamer_v3" else {}
+faster = dict(lr=1e-3, standardize=True) if agent == "dreamer_v3" else {}
 config = presets.resolve(agent, ("debug",), dict(pixels=False, **faster))
 with parallel.joined(ranks):
     made = presets.agent_class(agent)(*spaces, config)
