@@ -2,7 +2,8 @@
 
 ``claims`` says what a claim is, ``classics`` holds those of the oldest agents, ``futures`` those of I2A and Distral,
 ``goals`` those of HER and TDM, ``memories`` those of World Models, ``pixels`` those of PlaNet and Dreamer,
-``one_setting`` that of Dreamer V3, ``robots`` those of DayDreamer; ``levels`` solves Sokoban for one of them,
+``one_setting`` that of Dreamer V3, ``lineage`` what each Dreamer changed, ``robots`` those of DayDreamer; ``levels``
+solves Sokoban for one of them,
 ``runner`` carries one out, ``runs`` reads what was run, ``statistics`` judges it. Registering a claim is importing its
 file: do it here.
 """
@@ -10,6 +11,7 @@ file: do it here.
 from reverie.reproduce import classics as classics
 from reverie.reproduce import futures as futures
 from reverie.reproduce import goals as goals
+from reverie.reproduce import lineage as lineage
 from reverie.reproduce import memories as memories
 from reverie.reproduce import one_setting as one_setting
 from reverie.reproduce import pixels as pixels

@@ -33,6 +33,7 @@ NAMES = [
     "tdm-samples",
     "tdm-hard-model",
     "tdm-horizon",
+    "dreamer-lineage",
     "wm-hidden-state",
     "wm-dream-transfer",
     "wm-temperature",
