@@ -3,8 +3,8 @@
     python benchmarks/dreamer_v3_beside.py [--domain cartpole] [--task swingup] [--minutes 90] [--level 800]
 
 Both learn from the task's vectors with what the preset ``laptop`` says (size 1m, action repeat, rows of an update,
-replay ratio, rate and warmup), each in a process of its own with as many threads; sheeprl's is installed as for
-``dreamer_v3_peers.py``. Told are the minutes until the mean return of ten training episodes in a row reaches the level,
+replay ratio, discount, rate and warmup) but for ``standardize``, which sheeprl has not, each in a process of its own
+with as many threads; sheeprl's is installed as for ``dreamer_v3_peers.py``. Told are the minutes until the mean return of ten training episodes in a row reaches the level,
 and the seconds an env step took. Both act by samples while they learn, so the returns are of one kind.
 Every episode is kept in ``results/dreamer_v3_beside_episodes.csv``.
 """
@@ -48,6 +48,7 @@ def sheeprl(python: Path, args: argparse.Namespace, folder: Path) -> list[str]:
         f"algo.per_rank_batch_size={c.batch_size}",
         f"algo.per_rank_sequence_length={c.batch_length}",
         f"algo.replay_ratio={c.train_ratio / (c.batch_size * c.batch_length)}",
+        f"algo.gamma={c.discount}",
         f"algo.learning_starts={c.prefill // c.action_repeat}",
         f"algo.optimizer.lr={c.lr}",
         f"algo.optimizer.warmup={c.warmup}",
@@ -65,6 +66,7 @@ def sheeprl(python: Path, args: argparse.Namespace, folder: Path) -> list[str]:
 
 def ours(args: argparse.Namespace, folder: Path) -> list[str]:
     command = [sys.executable, "-m", "reverie", "train", "dreamer_v3", "--preset", "laptop", "--no-pixels"]
+    command += ["--no-standardize"]
     command += ["--env", f"dmc/{args.domain}_{args.task}", "--seed", str(args.seed), "--run", str(folder)]
     return [*command, "--threads", str(args.threads), "--steps", "1000000", "--eval-every", "0"]
 
@@ -129,6 +131,7 @@ if __name__ == "__main__":
         while time.perf_counter() - begin < 60 * args.minutes:
             time.sleep(1)
             if first.poll() is not None or second.poll() is not None:
+                print(f"one ended before its time; {folder} has what it printed", file=sys.stderr)
                 break
         for process in (first, second):
             process.send_signal(signal.SIGINT)

@@ -1,5 +1,5 @@
 """What each step from Dreamer V1 to V3 changed, on one small task: the generations side by side, and V3 without each
-of its changes that a setting can take back. Not a claim of the papers; ``docs/lineage.md`` tells what it found.
+of its changes that a setting can take back. Not a claim of the papers.
 """
 
 from __future__ import annotations
