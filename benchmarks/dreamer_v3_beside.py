@@ -3,10 +3,10 @@
     python benchmarks/dreamer_v3_beside.py [--domain cartpole] [--task swingup] [--minutes 90] [--level 800]
 
 Both learn from the task's vectors with what the preset ``laptop`` says (size 1m, action repeat, rows of an update,
-replay ratio, discount, rate and warmup) but for ``standardize``, which sheeprl has not, each in a process of its own
-with as many threads; sheeprl's is installed as for ``dreamer_v3_peers.py``. Told are the minutes until the mean return of ten training episodes in a row reaches the level,
-and the seconds an env step took. Both act by samples while they learn, so the returns are of one kind.
-Every episode is kept in ``results/dreamer_v3_beside_episodes.csv``.
+replay ratio, discount, rate and warmup) but for ``standardize``, which sheeprl has not. Each is a process of its own
+with as many threads; sheeprl's is installed as for ``dreamer_v3_peers.py``. Told are the minutes until the mean return
+of ten training episodes in a row reaches the level, and the seconds an env step took. Both act by samples while they
+learn, so the returns are of one kind. Every episode is kept in ``results/dreamer_v3_beside_episodes.csv``.
 """
 
 import argparse
