@@ -75,7 +75,8 @@ class Reproduce:
     budget: str = "laptop"  # laptop, gpu, paper, or debug
     seeds: int = 0  # 0 for the claim's own number
     runs: Path = Path("runs/reproduce")  # where the runs are kept; finished ones are not run again
-    results: Path = Path("results")  # where the verdicts are written
+    results: Path = Path("results")  # where the verdicts are written, and what is kept of finished runs
+    jobs: int = 1  # runs at a time, each with its share of the cores
     list: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # show every claim
 
 
@@ -262,7 +263,7 @@ def reproduce(args: Reproduce) -> int:
     if args.list or not args.name:
         print(reproduce.table())
         return 0
-    reproduce.reproduce(args.name, args.budget, args.seeds or None, args.runs, args.results)
+    reproduce.reproduce(args.name, args.budget, args.seeds or None, args.runs, args.results, jobs=args.jobs)
     return 0
 
 

@@ -151,11 +151,16 @@ def render(
         "## How it was run",
         "",
         f"{s['env']}; {s['env_steps']:,} env steps a run at most; {s['wall_clock_s'] / 60:.1f} minutes in "
-        f"all on {s['machine']}, {s['threads']} threads; commit {s['commit']}.",
+        f"all on {s['machine']}, {s['threads']} threads{_at_once(s)}; commit {s['commit']}.",
         "All numbers: [summary.json](summary.json); all curves: [curves.json](curves.json).",
         "",
     ]
     return "\n".join(lines)
+
+
+def _at_once(summary: Mapping[str, Any]) -> str:
+    jobs = summary.get("at_once", 1)
+    return "" if jobs == 1 else f" a run, {jobs} runs at a time"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

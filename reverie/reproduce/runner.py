@@ -3,9 +3,11 @@
 Runs are ordered seed by seed, all arms of a seed before the next, so that whatever is finished compares
 equals. A finished run is never run twice, an unfinished one goes on where it stopped, and the results are
 written as it goes on and whenever it ends: a study may be interrupted at any moment, and its page tells how
-many seeds it stands on.
+many seeds it stands on. What a finished run is judged by is kept beside the results (``kept``): so a study may be
+made on several machines, one after the other.
 
     runs/reproduce/NAME/BUDGET/ARM/ENV/seed-0    the run folders, and beside each a note of what was asked for
+    results/runs/NAME/BUDGET/ARM/ENV/seed-0      of finished ones: the same note, metrics and evaluation
     results/NAME/BUDGET/                         README.md, summary.json, curves.json, figure.svg, figure.png
     results/README.md                            a line for each of these
 """
@@ -41,6 +43,7 @@ from reverie.reproduce.claims import (
     verdict,
 )
 from reverie.reproduce.dreams import predict
+from reverie.reproduce.kept import keep, note_of
 from reverie.reproduce.runs import (
     ENV_STEPS,
     FINAL_RETURN,
@@ -52,6 +55,7 @@ from reverie.reproduce.runs import (
     read_metrics,
     read_open_loop,
 )
+from reverie.reproduce.side_by_side import side_by_side
 from reverie.types import ReverieError
 
 # (agent, env, preset, run_dir, seed, overrides); must go on where the folder's run stopped
@@ -73,6 +77,7 @@ class Planned:
     env: str
     seed: int
     folder: Path
+    kept: Path  # where what it is judged by lies once it is finished
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -85,9 +90,18 @@ class Planned:
         return {"world": str(there)} if self.arm.world else {}
 
     @property
+    def who(self) -> tuple[str, str, int]:
+        return self.arm.name, self.env, self.seed
+
+    @property
+    def needs(self) -> tuple[str, str, int] | None:
+        """The run whose world is given to it."""
+        return (self.arm.world, self.env, self.seed) if self.arm.world else None
+
+    @property
     def note(self) -> Path:
         """Beside the run folder: what was asked for, and whether it is done."""
-        return self.folder.with_name(self.folder.name + ".json")
+        return note_of(self.folder)
 
 
 class Stopped(Exception):
@@ -113,36 +127,48 @@ def reproduce(
     train_fn: Train | None = None,
     predict_fn: Predict | None = None,
     console: Console | None = None,
+    jobs: int = 1,
 ) -> Path:
     """Run what is missing of claim ``name``, and return the folder of its results.
 
-    ``seeds`` replaces the budget's number. ``train_fn`` and ``predict_fn`` default to the package's own. A
-    run that breaks down is told in the results, tried again at the next call, and keeps the claim from
-    holding. Raises ``ReverieError`` if no run at all could be finished.
+    ``seeds`` replaces the budget's number. ``jobs`` runs are made at a time, each with its share of the cores.
+    ``train_fn`` and ``predict_fn`` default to the package's own. A run that breaks down is told in the results, tried
+    again at the next call, and keeps the claim from holding. Raises ``ReverieError`` if no run at all could be
+    finished.
     """
     claim = get_claim(name)
     size = claim.budget(budget)
     seeds = size.seeds if seeds is None else seeds
     if seeds < 1:
         raise ReverieError(f"a claim needs at least one seed, got {seeds}; leave it out for {size.seeds}")
+    if jobs < 1:
+        raise ReverieError(f"--jobs is how many runs are made at a time, at least 1; got {jobs}")
     console = console or Console()
     console.print(f"[bold]{claim.name}[/] ({claim.system}, {budget}): {claim.sentence}", highlight=False)
-    planned = list(plan(claim, budget, seeds, Path(runs)))
+    planned = list(plan(claim, budget, seeds, Path(runs), Path(results)))
+    todo = _missing(planned, size.preset, claim.films)
+    if len(todo) < len(planned):
+        console.print(f"{len(planned) - len(todo)} of {len(planned)} runs were finished before")
+    how = Carrying(size.preset, claim.films, train_fn or claim.train, predict_fn, jobs)
     failures: list[Failure] = []
     written = time.monotonic()
     try:
-        for number, run in enumerate(planned, 1):
+        for number, (run, error) in enumerate(_made(todo, how, console), len(planned) - len(todo) + 1):
             title = f"{number}/{len(planned)}  {run.arm.name}, {run.env}, seed {run.seed}"
-            try:
-                _carry_out(run, claim, size.preset, title, console, train_fn or claim.train, predict_fn)
-            except Stopped as error:
-                console.print(f"  {error}; the same command goes on from here", highlight=False)
+            if isinstance(error, Stopped):
+                console.print(f"{title}: {error}; the same command goes on from here", highlight=False)
                 break
-            except Exception as error:  # one broken run must not cost a night of others; it is told
-                failures.append(Failure(run.arm.name, run.env, run.seed, f"{type(error).__name__}: {error}"))
+            if error is None:
+                took = _duration(read_json(run.note).get("seconds", 0.0))
+                console.print(f"{title}: trained in {took}", highlight=False)
+                keep(run.folder, run.kept)
+            elif isinstance(error, Exception):  # one broken run must not cost a night of others; it is told
+                failures.append(Failure(*run.who, f"{type(error).__name__}: {error}"))
                 console.print(
-                    f"  broke down: {failures[-1].error}", style="red", highlight=False, markup=False
+                    f"{title}: broke down: {failures[-1].error}", style="red", highlight=False, markup=False
                 )
+            else:
+                raise error
             if time.monotonic() - written > WRITE_EVERY and _any_finished(planned, claim, size):
                 write_results(name, budget, seeds, runs, results, failures)
                 written = time.monotonic()
@@ -157,47 +183,76 @@ def reproduce(
     return out
 
 
-def _carry_out(
-    run: Planned,
-    claim: Claim,
-    preset: str,
-    title: str,
-    console: Console,
-    train_fn: Train | None,
-    predict_fn: Predict | None,
-) -> None:
-    """Train and, where the claim asks for it, predict; nothing if both were done before."""
-    if _finished(run, preset, claim.films):
-        console.print(f"{title}: finished before", highlight=False)
+@dataclass(frozen=True)
+class Carrying:
+    """How a run is carried out: trained and, where the claim asks for it, filmed; nothing that was done before."""
+
+    preset: str
+    films: bool
+    train_fn: Train | None
+    predict_fn: Predict | None
+    jobs: int
+
+    def __call__(self, run: Planned) -> None:
+        if _finished(run, self.preset, films=False) != run.folder:
+            _train(run, self.preset, self.train_fn, self.jobs)
+        if self.films:
+            _predict(run, self.predict_fn)
+
+
+def _made(
+    todo: Sequence[Planned], how: Carrying, console: Console
+) -> Iterator[tuple[Planned, BaseException | None]]:
+    """Carry out the runs; each with what went wrong, as they end."""
+    if how.jobs > 1:
+        log = lambda run: run.folder.with_name(run.folder.name + ".log")
+        ready = lambda run, unfinished: run.needs not in [other.who for other in unfinished]
+        yield from side_by_side(todo, how.jobs, how, log, ready)
         return
-    console.rule(title, style="dim", align="left")
-    if not _finished(run, preset, films=False):
-        console.print(f"  trained in {_duration(_train(run, preset, train_fn))}", highlight=False)
-    if claim.films:
-        _predict(run, predict_fn)
+    for run in todo:
+        console.rule(f"{run.arm.name}, {run.env}, seed {run.seed}", style="dim", align="left")
+        try:
+            how(run)
+        except Exception as error:
+            yield run, error
+        else:
+            yield run, None
+
+
+def _missing(planned: Sequence[Planned], preset: str, films: bool) -> list[Planned]:
+    """The runs to be made: those that are finished nowhere, and those whose world another one is to be given and that
+    are not here to give it."""
+    todo = {run.who for run in planned if _finished(run, preset, films) is None}
+    wanted = {run.needs for run in planned if run.who in todo}
+    here = {run.who for run in planned if _finished(run, preset, films) == run.folder}
+    return [run for run in planned if run.who in todo | (wanted - here)]
 
 
 def _any_finished(planned: Sequence[Planned], claim: Claim, size: Budget) -> bool:
     return any(_finished(run, size.preset, claim.films) for run in planned)
 
 
-def plan(claim: Claim, budget: str, seeds: int, runs: Path) -> Iterator[Planned]:
+def plan(claim: Claim, budget: str, seeds: int, runs: Path, results: Path) -> Iterator[Planned]:
     """All runs, seed by seed: a study cut short has as many seeds of any arm as of another, or one less."""
-    root = runs / (claim.study or claim.name) / budget
+    study = Path(claim.study or claim.name) / budget
     for seed in range(seeds):
         for arm in claim.budget(budget).arms:
             for env in arm.envs if seed < (seeds if arm.seeds is None else arm.seeds) else ():
-                yield Planned(arm, env, seed, root / _slug(arm.name) / _slug(env) / f"seed-{seed}")
+                own = study / _slug(arm.name) / _slug(env) / f"seed-{seed}"
+                yield Planned(arm, env, seed, runs / own, results / "runs" / own)
 
 
-def _train(run: Planned, preset: str, train_fn: Train | None) -> float:
+def _train(run: Planned, preset: str, train_fn: Train | None, jobs: int) -> None:
     asked = _asked(run, preset)
     before = read_json(run.note)
     if before and {**before.get("asked", {}), "length": 0} != {**asked, "length": 0}:
         raise ReverieError(
             f"{run.folder} was begun with other settings; move it away, or ask for those in {run.note.name}"
         )
-    _write(run.note, {"asked": asked, "finished": False, "seconds": before.get("seconds", 0.0)})
+    made_by = {"machine": machine.describe(), "threads": machine.CORES, "at_once": jobs}
+    made_by |= {"commit": machine.commit()}
+    note = {"asked": asked, "finished": False, "seconds": before.get("seconds", 0.0), **made_by}
+    _write(run.note, note)
     clock, length = run.arm.clock, run.arm.length
     every = max(1, length // EVALUATIONS)  # often enough for a curve
     overrides = {clock.setting: length, clock.every: every, **run.overrides, **run.world}
@@ -205,13 +260,12 @@ def _train(run: Planned, preset: str, train_fn: Train | None) -> float:
     try:
         (train_fn or _train_here)(run.arm.agent, run.env, preset, run.folder, run.seed, overrides)
     finally:
-        seconds = before.get("seconds", 0.0) + time.perf_counter() - start
-        _write(run.note, {"asked": asked, "finished": False, "seconds": seconds})
+        note["seconds"] += time.perf_counter() - start
+        _write(run.note, note)
     reached = max((row.get(clock.metric, 0) for row in read_metrics(run.folder)), default=0)
     if reached < length:
         raise Stopped(f"stopped after {reached:,} of {length:,} {clock.label}")
-    _write(run.note, {"asked": asked, "finished": True, "seconds": seconds})
-    return seconds
+    _write(run.note, {**note, "finished": True})
 
 
 def _predict(run: Planned, predict_fn: Predict | None) -> None:
@@ -247,14 +301,19 @@ def _asked(run: Planned, preset: str) -> dict[str, Any]:
     return json.loads(json.dumps(asked))
 
 
-def _finished(run: Planned, preset: str, films: bool) -> bool:
-    """Trained to the end with these settings (or further), and filmed if it has to be."""
-    note, asked = read_json(run.note), _asked(run, preset)
-    had = note.get("asked", {})
-    same = {**had, "length": 0} == {**asked, "length": 0}
-    far = had.get("length", 0) >= asked["length"]
-    filmed = not films or (run.folder / "open_loop.npz").exists()
-    return note.get("finished") is True and same and far and filmed
+def _finished(run: Planned, preset: str, films: bool) -> Path | None:
+    """The folder in which it was trained to the end with these settings (or further), and filmed if it has to be; the
+    run's own, or what was kept of it. None if there is none."""
+    asked = _asked(run, preset)
+    for folder in (run.folder, run.kept):
+        note = read_json(note_of(folder))
+        had = note.get("asked", {})
+        same = {**had, "length": 0} == {**asked, "length": 0}
+        far = had.get("length", 0) >= asked["length"]
+        filmed = not films or (folder / "open_loop.npz").exists()
+        if note.get("finished") is True and same and far and filmed:
+            return folder
+    return None
 
 
 # What is written
@@ -274,18 +333,19 @@ def write_results(
     claim = get_claim(name)
     size = claim.budget(budget)
     seeds = size.seeds if seeds is None else seeds
-    planned = list(plan(claim, budget, seeds, Path(runs)))
+    planned = list(plan(claim, budget, seeds, Path(runs), Path(results)))
+    where = [(p, folder) for p in planned if (folder := _finished(p, size.preset, claim.films))]
+    notes = [read_json(note_of(folder)) for _, folder in where]
     done = [
-        Run(p.arm.name, p.env, p.seed, p.folder, float(read_json(p.note).get("seconds", 0.0)), p.arm.clock)
-        for p in planned
-        if _finished(p, size.preset, claim.films)
+        Run(*p.who, folder, float(note.get("seconds", 0.0)), p.arm.clock)
+        for (p, folder), note in zip(where, notes, strict=True)
     ]
     if not done:
         raise ReverieError(f"'{name}' has no finished run under {runs} at budget '{budget}'; run it first")
     found = [outcome for comparison in claim.comparisons for outcome in outcomes(comparison, done)]
     found += [meets(expected, done) for expected in claim.expected]
     out = Path(results) / name / budget
-    summary = summarise(claim, budget, seeds, planned, done, found, failures)
+    summary = {**summarise(claim, budget, seeds, planned, done, found, failures), **_made_by(notes)}
     _write(out / "summary.json", summary)
     _write(out / "curves.json", {"claim": name, "budget": budget, "runs": [_curve(run) for run in done]})
     title = f"{name}: {summary['verdict']}  ({summary['seeds']} seeds, {budget} budget)"
@@ -330,10 +390,7 @@ def summarise(
         "env": ", ".join(envs),
         "env_steps": max(int(row.get("env_steps", 0)) for run in runs for row in run.rows),
         "wall_clock_s": round(sum(run.wall_clock_s for run in runs), 1),
-        "threads": torch.get_num_threads(),
-        "machine": machine.describe(),
         "command": f"reverie reproduce {claim.name} --budget {budget} --seeds {seeds}",
-        "commit": machine.commit(),
         "measures": measures(claim, runs),
         "difference": {"low": first.interval.low, "high": first.interval.high} if first else {},
         "published": [
@@ -358,6 +415,17 @@ def summarise(
         "failures": [vars(failure) for failure in failures],
     }
     return summary
+
+
+def _made_by(notes: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """On which machines, with how many threads and by which code the runs were made; one value, or all of them."""
+    now = {"threads": torch.get_num_threads(), "machine": machine.describe(), "commit": machine.commit()}
+    now |= {"at_once": 1}
+    made_by = {}
+    for key, value in now.items():
+        found = list(dict.fromkeys(note.get(key, value) for note in notes))
+        made_by[key] = found[0] if len(found) == 1 else ", ".join(map(str, found))
+    return made_by
 
 
 def measures(claim: Claim, runs: Sequence[Run]) -> dict[str, Any]:

@@ -1,13 +1,16 @@
 """A study from plan to page, with a training that takes no time."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from reverie import presets
+from reverie import machine, presets
 from reverie.reproduce import get_claim, page, reproduce, runner, write_results
+from reverie.reproduce.side_by_side import side_by_side
 from reverie.reproduce.statistics import iqm
 from reverie.types import ReverieError
 
@@ -83,6 +86,65 @@ def test_seeds_come_round_by_round(go, training):
     assert len(training.calls) == go_on  # what is finished is not run again
     go("planet-data-efficiency", seeds=3)
     assert [seed for *_, seed in training.calls[go_on:]] == [2] * 5
+
+
+def test_what_is_kept_of_finished_runs_serves_on_another_machine(go, training, tmp_path):
+    out, summary = go(seeds=2)
+    page, made = (out / "README.md").read_text(), len(training.calls)
+    shutil.rmtree(tmp_path / "runs")
+    out, again = go(seeds=2)
+    assert len(training.calls) == made and again == summary and (out / "README.md").read_text() == page
+    go(seeds=3)
+    assert {seed for *_, seed in training.calls[made:]} == {2}
+    kept = sorted(path.name for path in (tmp_path / "results/runs/pixels/debug/PlaNet/Pendulum-v1").iterdir())
+    assert kept == [f"seed-{n}{end}" for n in range(3) for end in ("", ".json")]
+
+
+def test_pictures_need_the_run_itself(go, training, tmp_path):
+    go("open-loop-video", seeds=1)
+    shutil.rmtree(tmp_path / "runs")
+    go("open-loop-video", seeds=1)
+    assert len(training.calls) == 2
+
+
+def test_a_world_that_is_to_be_given_again_is_learned_again(go, training, tmp_path):
+    go("wm-dream-transfer", seeds=1)
+    made = len(training.calls)
+    go("wm-dream-transfer", seeds=1)
+    assert len(training.calls) == made
+    shutil.rmtree(tmp_path / "runs")
+    go("wm-temperature", seeds=1)
+    assert len(training.calls) == made + 5 and training.worlds[made] is None
+
+
+def test_a_page_names_all_machines_and_threads(go, training, tmp_path):
+    go("dreamer-discrete", seeds=2)
+    for folder in (tmp_path / "runs", tmp_path / "results/runs"):
+        note = folder / "dreamer-discrete/debug/score-function/reverie-Catch-v0/seed-1.json"
+        note.write_text(json.dumps({**json.loads(note.read_text()), "machine": "another", "threads": 7}))
+    _, summary = go("dreamer-discrete", seeds=2)
+    assert summary["machine"].endswith(", another") and summary["threads"].endswith(", 7")
+
+
+def test_two_runs_at_a_time(tmp_path):
+    """With the real thing, for a process of its own can not be told of a training that takes no time."""
+    both = [tmp_path / name for name in ("one", "two")]
+    said = {}
+    for jobs, folder in enumerate(both, 1):
+        out = reproduce(
+            "dyna-planning", "debug", 3, folder / "runs", folder / "results", None, None, QUIET, jobs
+        )
+        said[jobs] = json.loads((out / "summary.json").read_text())
+    assert said[2]["at_once"] == 2 and said[1]["at_once"] == 1
+    assert said[2]["threads"] == max(1, machine.CORES // 2)
+    assert said[1]["measures"] == said[2]["measures"] and said[1]["verdict"] == said[2]["verdict"]
+    assert len([*(both[1] / "runs").rglob("seed-0.log")]) == 3
+
+
+def test_a_run_whose_process_dies_is_told(tmp_path):
+    log = lambda run: tmp_path / "log"
+    [(run, error)] = side_by_side([7], 2, os._exit, log, lambda *_: True)
+    assert run == 7 and str(error) == "its process ended with code 7"
 
 
 def test_two_seeds_leave_it_open_and_a_side_question_has_its_own_number(go, training):
@@ -169,6 +231,7 @@ def test_other_settings_do_not_mix_with_old_runs(go, training, tmp_path, monkeyp
     about = json.loads(note.read_text())
     about["asked"]["overrides"]["horizon"] = 99
     note.write_text(json.dumps(about))
+    shutil.rmtree(tmp_path / "results/runs")
     _, summary = go("dreamer-discrete", seeds=1)
     assert "was begun with other settings" in summary["failures"][0]["error"]
     assert len(training.calls) == 2
@@ -189,6 +252,7 @@ def test_more_steps_go_on_where_fewer_ended(go, training, tmp_path):
     about = json.loads(note.read_text())
     about["asked"]["length"] = 300
     note.write_text(json.dumps(about))
+    shutil.rmtree(tmp_path / "results/runs")
     go("dreamer-discrete", seeds=1)
     assert len(training.calls) == 3 and json.loads(note.read_text())["asked"]["length"] == 600
 
@@ -236,12 +300,12 @@ def test_results_need_runs(tmp_path):
 
 
 def test_the_order_of_the_plan(tmp_path):
-    planned = list(runner.plan(get_claim("planet-one-agent"), "debug", 2, tmp_path))
+    planned = list(runner.plan(get_claim("planet-one-agent"), "debug", 2, tmp_path, tmp_path))
     assert [(p.arm.name, p.env.count("+"), p.seed) for p in planned[:4]] == [
         ("one agent", 1, 0), ("an agent each", 0, 0), ("an agent each", 0, 0), ("one agent", 1, 1),
     ]  # fmt: skip
     assert len({p.folder for p in planned}) == len(planned) == 6
-    pendulum = next(runner.plan(get_claim("planet-data-efficiency"), "paper", 1, tmp_path))
+    pendulum = next(runner.plan(get_claim("planet-data-efficiency"), "paper", 1, tmp_path, tmp_path))
     assert pendulum.overrides["action_repeat"] == 8  # cartpole swing-up's own
 
 
