@@ -249,11 +249,13 @@ def _up(x: Tensor, kernel: Tensor, bias: Tensor | None) -> Tensor:
         bias = None if bias is None else bias.repeat(2)
         y = F.conv_transpose2d(_nchw(x), _nchw(kernel.reshape(o, k, k // 2, 2 * i)), bias, (2, 1))
         return _nhwc(y).reshape(n, side, side, i)
-    # So few channels fill no vector: the output's four phases are the channels of one plain convolution.
-    bias = None if bias is None else bias.repeat(4)
+    # So few channels fill no vector: the output's four phases are the channels of one plain convolution, and some more
+    # that are zero, until they do.
+    more = -4 * i % 8
+    bias = None if bias is None else F.pad(bias.repeat(4), (0, more))
     taps = kernel.reshape(o, k // 2, 2, k // 2, 2, i).flip(1, 3).permute(2, 4, 5, 1, 3, 0)
-    taps = taps.reshape(4 * i, k // 2, k // 2, o)
-    y = _nhwc(F.conv2d(_nchw(x), _nchw(taps), bias, padding=k // 2 - 1))
+    taps = F.pad(taps.reshape(4 * i, k // 2, k // 2, o), (0, 0, 0, 0, 0, 0, 0, more))
+    y = _nhwc(F.conv2d(_nchw(x), _nchw(taps), bias, padding=k // 2 - 1))[..., : 4 * i]
     return y.reshape(n, side // 2, side // 2, 2, 2 * i).transpose(2, 3).reshape(n, side, side, i)
 
 
