@@ -50,6 +50,7 @@ class Budget:
     seeds: int
     arms: tuple[Arm, ...]
     note: str
+    evaluations: int = 10  # of a run, evenly spread
 
 
 @dataclass(frozen=True)

@@ -70,14 +70,16 @@ def budgets(
     gpu: int,
     notes: Mapping[str, str],
     seeds: int = 3,
+    evaluations: int = 10,
 ) -> dict[str, Budget]:
-    """The four sizes of a claim: the same arms with other step counts, and the paper's own arms."""
+    """The four sizes of a claim: the same arms with other step counts, and the paper's own arms. ``evaluations`` of a
+    laptop's run: where every decision is searched for, they take longer than learning."""
 
     def sized(env_steps: int) -> tuple[Arm, ...]:
         return tuple(replace(arm, length=env_steps * arm.length) for arm in arms)
 
     return {
-        "laptop": Budget("laptop", seeds, sized(laptop), notes["laptop"]),
+        "laptop": Budget("laptop", seeds, sized(laptop), notes["laptop"], evaluations),
         "gpu": Budget("paper", seeds, sized(gpu), notes["gpu"]),
         "paper": Budget("paper", 5, paper, notes["paper"]),
         "debug": Budget("debug", 3, sized(600), "Shows nothing but that every part runs."),
@@ -196,6 +198,7 @@ register(
             ),
             laptop=10_000,
             gpu=20_000,
+            evaluations=4,
             notes={
                 "laptop": "One small task from pixels, fifty episodes, small networks: it can show that "
                 "PlaNet learns, and which parts matter on an easy task. A task whose state a few pictures "
@@ -229,8 +232,8 @@ ONE, EACH = "one agent", "an agent each"
 
 
 def _together(tasks: tuple[str, ...], env_steps: int, action_repeat: int) -> tuple[Arm, ...]:
-    """One agent on all tasks, and an agent for each, with the same env steps per task."""
-    repeat = {"action_repeat": action_repeat}
+    """One agent on all tasks, and an agent for each, with the same env steps per task and the paper's updates."""
+    repeat = {"action_repeat": action_repeat, "train_every": 1_000, "train_updates": 100}
     return (
         Arm(ONE, "planet", ("+".join(tasks),), env_steps * len(tasks), repeat),
         Arm(EACH, "planet", tasks, env_steps, repeat),
@@ -248,6 +251,7 @@ register(
             paper=_together(tuple(PLANET_TASKS), 1_000_000, action_repeat=4),
             laptop=15_000,
             gpu=30_000,
+            evaluations=3,
             notes={
                 "laptop": "Two tasks, fifteen episodes each, small networks: it can show whether the shared "
                 "agent gets above the random policy on each. How close it comes to an agent of its own is "

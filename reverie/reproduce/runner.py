@@ -64,7 +64,6 @@ Train = Callable[[str, str, str, Path, int, dict[str, Any]], Any]
 Predict = Callable[[Path, int, int, int, int], tuple[np.ndarray, np.ndarray]]
 
 CONTEXT, LENGTH, EPISODES = 5, 50, 10  # the papers' open-loop protocol: 5 frames seen, 45 predicted
-EVALUATIONS = 10  # of a run, evenly spread
 POINTS = 200  # of a curve in curves.json
 WRITE_EVERY = 60.0  # seconds between two writings of the results, at least
 
@@ -149,7 +148,7 @@ def reproduce(
     todo = _missing(planned, size.preset, claim.films)
     if len(todo) < len(planned):
         console.print(f"{len(planned) - len(todo)} of {len(planned)} runs were finished before")
-    how = Carrying(size.preset, claim.films, train_fn or claim.train, predict_fn, jobs)
+    how = Carrying(size.preset, size.evaluations, claim.films, train_fn or claim.train, predict_fn, jobs)
     failures: list[Failure] = []
     written = time.monotonic()
     try:
@@ -188,6 +187,7 @@ class Carrying:
     """How a run is carried out: trained and, where the claim asks for it, filmed; nothing that was done before."""
 
     preset: str
+    evaluations: int
     films: bool
     train_fn: Train | None
     predict_fn: Predict | None
@@ -195,7 +195,7 @@ class Carrying:
 
     def __call__(self, run: Planned) -> None:
         if _finished(run, self.preset, films=False) != run.folder:
-            _train(run, self.preset, self.train_fn, self.jobs)
+            _train(run, self.preset, self.evaluations, self.train_fn, self.jobs)
         if self.films:
             _predict(run, self.predict_fn)
 
@@ -242,7 +242,7 @@ def plan(claim: Claim, budget: str, seeds: int, runs: Path, results: Path) -> It
                 yield Planned(arm, env, seed, runs / own, results / "runs" / own)
 
 
-def _train(run: Planned, preset: str, train_fn: Train | None, jobs: int) -> None:
+def _train(run: Planned, preset: str, evaluations: int, train_fn: Train | None, jobs: int) -> None:
     asked = _asked(run, preset)
     before = read_json(run.note)
     if before and {**before.get("asked", {}), "length": 0} != {**asked, "length": 0}:
@@ -254,7 +254,7 @@ def _train(run: Planned, preset: str, train_fn: Train | None, jobs: int) -> None
     note = {"asked": asked, "finished": False, "seconds": before.get("seconds", 0.0), **made_by}
     _write(run.note, note)
     clock, length = run.arm.clock, run.arm.length
-    every = max(1, length // EVALUATIONS)  # often enough for a curve
+    every = max(1, length // evaluations)
     overrides = {clock.setting: length, clock.every: every, **run.overrides, **run.world}
     start = time.perf_counter()
     try:

@@ -18,6 +18,7 @@ class FakeTraining:
         self.worlds: list[str | None] = []  # what runs of stages were given
         self.broken: set[int] = set()  # the calls that fail, by number
         self.stops_at: float = 1.0  # the part of the steps that is made
+        self.every: set[int] = set()  # env steps between evaluations that were asked for
 
     def __call__(self, agent, env, preset, run_dir: Path, seed, overrides) -> None:
         self.calls.append((agent, env, seed))
@@ -33,6 +34,7 @@ class FakeTraining:
             (run_dir / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
             (run_dir / "evaluation.json").write_text(json.dumps({"mean": final, "random": {"mean": 10.0}}))
             return
+        self.every.add(overrides["eval_every"])
         tasks = env.split("+")
         with open(run_dir / "metrics.jsonl", "w") as file:
             for i in range(1, 11):

@@ -88,6 +88,12 @@ def test_seeds_come_round_by_round(go, training):
     assert [seed for *_, seed in training.calls[go_on:]] == [2] * 5
 
 
+@pytest.mark.parametrize(("budget", "every"), [("debug", 60), ("laptop", 2_500)])
+def test_a_budget_says_how_often_its_runs_are_evaluated(go, training, budget, every):
+    go("planet-data-efficiency", budget, seeds=1)
+    assert training.every == {every}
+
+
 def test_what_is_kept_of_finished_runs_serves_on_another_machine(go, training, tmp_path):
     out, summary = go(seeds=2)
     page, made = (out / "README.md").read_text(), len(training.calls)
