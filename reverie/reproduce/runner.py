@@ -55,7 +55,7 @@ from reverie.reproduce.runs import (
     read_metrics,
     read_open_loop,
 )
-from reverie.reproduce.side_by_side import side_by_side
+from reverie.reproduce.side_by_side import Stopped, side_by_side
 from reverie.types import ReverieError
 
 # (agent, env, preset, run_dir, seed, overrides); must go on where the folder's run stopped
@@ -101,10 +101,6 @@ class Planned:
     def note(self) -> Path:
         """Beside the run folder: what was asked for, and whether it is done."""
         return note_of(self.folder)
-
-
-class Stopped(Exception):
-    """Training came back before its end: somebody pressed Ctrl-C, and it saved itself."""
 
 
 @dataclass(frozen=True)
@@ -156,8 +152,7 @@ def reproduce(
             title = f"{number}/{len(planned)}  {run.arm.name}, {run.env}, seed {run.seed}"
             if isinstance(error, Stopped):
                 console.print(f"{title}: {error}; the same command goes on from here", highlight=False)
-                break
-            if error is None:
+            elif error is None:
                 took = _duration(read_json(run.note).get("seconds", 0.0))
                 console.print(f"{title}: trained in {took}", highlight=False)
                 keep(run.folder, run.kept)
@@ -213,6 +208,9 @@ def _made(
         console.rule(f"{run.arm.name}, {run.env}, seed {run.seed}", style="dim", align="left")
         try:
             how(run)
+        except Stopped as error:
+            yield run, error
+            return
         except Exception as error:
             yield run, error
         else:

@@ -10,6 +10,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -20,6 +21,10 @@ from reverie import machine
 
 Run = TypeVar("Run")
 Ready = Callable[[Run, Sequence[Run]], bool]  # may it begin, while those are not finished?
+
+
+class Stopped(Exception):
+    """A run came back before its end: somebody pressed Ctrl-C, and it saved itself."""
 
 
 class EndedEarly(Exception):
@@ -36,29 +41,29 @@ def side_by_side(
     """Carry out all runs, ``jobs`` at a time, in their order where it matters; each with what it raised, as they end.
 
     ``carry_out`` must be picklable, and what it prints goes to the file ``log`` names. After Ctrl-C, which reaches
-    every process, those that go on are waited for and none is begun.
+    every process, none is begun, and those under way are waited for.
     """
     context = multiprocessing.get_context("spawn")
     waiting = list(runs)
     going: dict[Any, tuple[Run, Any]] = {}  # by the end of a pipe on which a process tells how it went
-    try:
-        while waiting or going:
+    while waiting or going:
+        try:
             unfinished = [*waiting, *(run for run, _ in going.values())]
             for run in [r for r in waiting if ready(r, unfinished)][: jobs - len(going)]:
-                waiting.remove(run)
                 answer, told = context.Pipe(duplex=False)
                 process = context.Process(target=_carry_out, args=(carry_out, run, log(run), told))
                 with _threads(max(1, machine.CORES // jobs)):
                     process.start()
                 told.close()
+                waiting.remove(run)
                 going[answer] = run, process
-            for heard in multiprocessing.connection.wait([*going]):
-                ended, process = going.pop(heard)
-                yield ended, _heard(heard, process)
-    except KeyboardInterrupt:
-        for _, process in going.values():
-            process.join()
-        raise
+            ended = multiprocessing.connection.wait([*going])
+        except KeyboardInterrupt:
+            waiting.clear()
+            continue
+        for heard in ended:
+            run, process = going.pop(heard)
+            yield run, _heard(heard, process)
 
 
 @contextlib.contextmanager
@@ -76,6 +81,8 @@ def _heard(answer: Any, process: Any) -> BaseException | None:
     with contextlib.suppress(EOFError):
         return answer.recv()
     process.join()
+    if process.exitcode == -signal.SIGINT:
+        return Stopped("stopped before it had begun")
     return EndedEarly(f"its process ended with code {process.exitcode}")
 
 
