@@ -139,13 +139,12 @@ def test_reproduce_runs_a_claim(capfd, monkeypatch, tmp_path):
     from reverie import reproduce
 
     calls = []
-    monkeypatch.setattr(reproduce, "reproduce", lambda *args: calls.append(args))
-    said(
-        capfd, f"reproduce open-loop-video --budget debug --seeds 1 --runs {tmp_path} --results {tmp_path}", 0
-    )
-    assert calls == [("open-loop-video", "debug", 1, tmp_path, tmp_path)]
+    monkeypatch.setattr(reproduce, "reproduce", lambda *args, jobs: calls.append((*args, jobs)))
+    where = f"--runs {tmp_path} --results {tmp_path}"
+    said(capfd, f"reproduce open-loop-video --budget debug --seeds 1 {where} --jobs 2", 0)
+    assert calls == [("open-loop-video", "debug", 1, tmp_path, tmp_path, 2)]
     said(capfd, "reproduce open-loop-video", 0)
-    assert calls[-1][1:3] == ("laptop", None)
+    assert calls[-1][1:3] == ("laptop", None) and calls[-1][-1] == 1
 
 
 def test_metrics_are_json(run):
