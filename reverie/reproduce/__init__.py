@@ -4,8 +4,8 @@
 ``goals`` those of HER and TDM, ``memories`` those of World Models, ``pixels`` those of PlaNet and Dreamer,
 ``one_setting`` that of Dreamer V3, ``lineage`` what each Dreamer changed, ``robots`` those of DayDreamer; ``levels``
 solves Sokoban for one of them,
-``runner`` carries one out, ``runs`` reads what was run, ``statistics`` judges it. Registering a claim is importing its
-file: do it here.
+``runner`` carries one out, ``side_by_side`` several of its runs at a time, ``kept`` says what remains of them, ``runs``
+reads that, ``statistics`` judges it. Registering a claim is importing its file: do it here.
 """
 
 from reverie.reproduce import classics as classics
