@@ -63,7 +63,10 @@ def side_by_side(
             continue
         for heard in ended:
             run, process = going.pop(heard)
-            yield run, _heard(heard, process)
+            error = _heard(heard, process)
+            if isinstance(error, Stopped):
+                waiting.clear()  # Ctrl-C is for the study, also where it did not reach this process
+            yield run, error
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from reverie import machine, presets
 from reverie.reproduce import get_claim, page, reproduce, runner, write_results
-from reverie.reproduce.side_by_side import side_by_side
+from reverie.reproduce.side_by_side import Stopped, side_by_side
 from reverie.reproduce.statistics import iqm
 from reverie.types import ReverieError
 
@@ -151,6 +152,13 @@ def test_a_run_whose_process_dies_is_told(tmp_path):
     log = lambda run: tmp_path / "log"
     [(run, error)] = side_by_side([7], 2, os._exit, log, lambda *_: True)
     assert run == 7 and str(error) == "its process ended with code 7"
+
+
+def test_a_run_that_was_stopped_stops_those_that_wait(tmp_path):
+    stop = partial(exec, "from reverie.reproduce.side_by_side import Stopped\nraise Stopped(n)")
+    runs = [{"n": n} for n in range(3)]
+    [(run, error)] = side_by_side(runs, 1, stop, lambda run: tmp_path / "log", lambda *_: True)
+    assert run == {"n": 0} and isinstance(error, Stopped) and error.args == (0,)
 
 
 def test_two_seeds_leave_it_open_and_a_side_question_has_its_own_number(go, training):
