@@ -141,6 +141,9 @@ def reproduce(
     console = console or Console()
     console.print(f"[bold]{claim.name}[/] ({claim.system}, {budget}): {claim.sentence}", highlight=False)
     planned = list(plan(claim, budget, seeds, Path(runs), Path(results)))
+    for run in planned:  # made before there was a place to keep it, or killed before it was kept
+        if _finished(run, size.preset, films=False) == run.folder and not _kept(run):
+            keep(run.folder, run.kept)
     todo = _missing(planned, size.preset, claim.films)
     if len(todo) < len(planned):
         console.print(f"{len(planned) - len(todo)} of {len(planned)} runs were finished before")
@@ -224,6 +227,10 @@ def _missing(planned: Sequence[Planned], preset: str, films: bool) -> list[Plann
     wanted = {run.needs for run in planned if run.who in todo}
     here = {run.who for run in planned if _finished(run, preset, films) == run.folder}
     return [run for run in planned if run.who in todo | (wanted - here)]
+
+
+def _kept(run: Planned) -> bool:
+    return read_json(note_of(run.kept)) == read_json(run.note)
 
 
 def _any_finished(planned: Sequence[Planned], claim: Claim, size: Budget) -> bool:

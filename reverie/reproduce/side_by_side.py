@@ -1,7 +1,6 @@
 """Several runs of a study at once, each in a process of its own with its share of the cores.
 
-Two runs of one thread each are done sooner than two runs of two threads, one after the other: small networks have
-little to share out. What is measured in seconds is another matter: a claim about time wants one run at a time.
+For networks so small that a second thread brings them little. A claim about seconds wants one run at a time.
 """
 
 from __future__ import annotations

@@ -107,6 +107,15 @@ def test_what_is_kept_of_finished_runs_serves_on_another_machine(go, training, t
     assert kept == [f"seed-{n}{end}" for n in range(3) for end in ("", ".json")]
 
 
+def test_a_finished_run_that_was_not_kept_is_kept_by_the_next_call(go, training, tmp_path):
+    go("dreamer-discrete", seeds=1)
+    made = len(training.calls)
+    kept = sorted(path for path in (tmp_path / "results/runs").rglob("*"))
+    shutil.rmtree(tmp_path / "results/runs")
+    go("dreamer-discrete", seeds=1)
+    assert len(training.calls) == made and sorted((tmp_path / "results/runs").rglob("*")) == kept
+
+
 def test_pictures_need_the_run_itself(go, training, tmp_path):
     go("open-loop-video", seeds=1)
     shutil.rmtree(tmp_path / "runs")
