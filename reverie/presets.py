@@ -716,7 +716,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             batch_length=16,
             horizon=10,
             prefill=2_000,
-            lr=3e-4,
+            lr=5e-4,
         ),
         "debug": dict(
             **{k: v for k, v in DEBUG.items() if k not in ("stoch", "units")},
@@ -764,9 +764,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "take_cover_laptop": dict(
             rollouts=1_000,
             v_updates=6_000,
-            m_updates=600,
-            m_batch=100,
-            m_length=500,
+            m_updates=3_000,
+            m_batch=50,
+            m_length=100,
             population=64,
             trials=16,
             generations=60,

@@ -2,11 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from reverie import presets
 from reverie.reproduce import get_claim, robots
 from reverie.reproduce.runs import Run
+from reverie.robots import a1
+from reverie.run import asynchronous
 
 
 @pytest.mark.parametrize("name", ["daydreamer-walk", "daydreamer-pick-place"])
@@ -17,21 +20,32 @@ def test_every_arm_has_a_robot_and_settings(name: str) -> None:
             assert all(env in robots.ROBOTS for env in arm.envs)
 
 
-def test_measures_are_of_the_runs_last_tenth_and_best_line(tmp_path) -> None:
-    lines = [{"env_steps": 100 * i, "reward/mean": float(i), "episode/return": 2.0 * i} for i in range(1, 21)]
-    lines.append({"env_steps": 2_100, "reward/mean": 3.0, "episode/return": 4.0})
+def test_measures_are_of_the_parts_they_name(tmp_path) -> None:
+    """84 lines: 72 of the hour, then 12 of pushes."""
+    lines = [{"env_steps": 10 * i, "reward/mean": float(i), "episode/return": 2.0 * i} for i in range(1, 85)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
     run = Run("DayDreamer", robots.WALK, 0, tmp_path)
-    assert robots.STANDING.of(run) == {robots.WALK: [(19 + 20 + 3) / 3]}
-    assert robots.AT_BEST.of(run) == {robots.WALK: [20.0]}
-    assert robots.RETURN.of(run) == {robots.WALK: [(38.0 + 40.0 + 4.0) / 3]}
+    assert robots.STANDING.of(run) == {robots.WALK: [pytest.approx(np.mean(range(65, 73)))]}
+    assert robots.AT_BEST.of(run) == {robots.WALK: [72.0]}
+    assert robots.STEADY.of(run) == {robots.WALK: [pytest.approx(np.mean(range(81, 85)))]}
+    assert robots.RETURN.of(run) == {robots.WALK: [pytest.approx(2 * np.mean(range(76, 85)))]}
 
 
-def test_a_run_on_the_twins_clock(tmp_path) -> None:
+def test_a_run_on_the_twins_clock(tmp_path, monkeypatch) -> None:
+    """An hour, then pushes; asked for more, it goes on with pushes alone."""
     pytest.importorskip("pybullet_data")
-    overrides = {"steps": 60, "eval_every": 20, "prefill": 30, "batch_length": 6}
-    robots.lived("daydreamer", robots.WALK, "debug", tmp_path / "run", 0, overrides)
-    rows = Run("DayDreamer", robots.WALK, 0, tmp_path / "run").rows
-    assert (
-        rows[-1]["env_steps"] == 60 and rows[-1]["updates"] == 15
-    )  # one for two decisions, from the 30th on
+    sent: list[str] = []
+    filmed: list[str] = []
+    send = a1.A1.send
+    monkeypatch.setattr(
+        a1.A1, "send", lambda self, action: (sent.append(type(self).__name__), send(self, action))
+    )
+    monkeypatch.setattr(asynchronous, "film", lambda *given: filmed.append(given[-1]))
+    overrides = {"eval_every": 10, "prefill": 30, "batch_length": 6}
+    for steps, pushed in ((70, 10), (80, 20)):
+        robots.lived("daydreamer", robots.WALK, "debug", tmp_path / "run", 0, {"steps": steps, **overrides})
+        rows = Run("DayDreamer", robots.WALK, 0, tmp_path / "run").rows
+        assert rows[-1]["env_steps"] == steps
+        assert (sent.count("A1"), sent.count("PushedA1")) == (60, pushed)
+    assert rows[-1]["updates"] == 12  # one for four decisions, from the 30th on
+    assert filmed[:2] == ["a1", "a1_pushed"]

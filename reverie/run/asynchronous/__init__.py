@@ -34,9 +34,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from reverie.logger import duration, plural
+from reverie.machine import prepare
 from reverie.robots.base import Robot, Twin, make_robot
 from reverie.run.asynchronous.actor import Actor, make_actor
 from reverie.run.asynchronous.clock import Clock, RealClock, VirtualClock
@@ -81,7 +81,10 @@ def learn_on(
     made = make_robot(robot, settings.rate, settings.seed)
     try:
         write_plan(folder, plan, robot={"name": robot, **dataclasses.asdict(settings)})
-        return carry_out(plan, settings, folder, made)
+        finished = carry_out(plan, settings, folder, made)
+        if finished and settings.video and isinstance(made, Twin):
+            film(plan, settings, folder, made, robot)
+        return finished
     finally:
         made.close()
 
@@ -93,8 +96,8 @@ def carry_out(plan: Plan, settings: RobotConfig, folder: Path, robot: Robot) -> 
             f"{plan.agent} has a loop of its own and can not learn beside a robot; agents that learn from a "
             "replay can"
         )
-    torch.set_num_threads(1)
     virtual = settings.virtual_update > 0
+    prepare(settings.threads if virtual else 1)
     clock: Clock = VirtualClock() if virtual else RealClock()
     with Parts() as parts:
         actor = make_actor(plan, settings, folder, robot, clock, parts, shown=True)
@@ -123,10 +126,7 @@ def carry_out(plan: Plan, settings: RobotConfig, folder: Path, robot: Robot) -> 
             f"{plural(actor.guard.refused, 'refused action')}; return of the last "
             f"{plural(len(actor.scores), 'episode')} {np.mean(actor.scores or [0.0]):.1f}. Run folder {folder}"
         )
-        finished = actor.decisions >= plan.config.steps
-    if finished and settings.video and isinstance(robot, Twin):
-        film(plan, settings, folder, robot)
-    return finished
+        return actor.decisions >= plan.config.steps
 
 
 def make_keeper(folder: Path, plan: Plan, settings: RobotConfig, say: Callable[[str], None]) -> Any:
@@ -192,8 +192,10 @@ def about(plan: Plan, settings: RobotConfig, robot: Robot, folder: Path) -> str:
     )
 
 
-def film(plan: Plan, settings: RobotConfig, folder: Path, robot: Twin, decisions: int = 250) -> Path | None:
-    """A video of a twin under the newest policy; None if there is nothing to see."""
+def film(
+    plan: Plan, settings: RobotConfig, folder: Path, robot: Twin, name: str, decisions: int = 250
+) -> Path | None:
+    """``videos/NAME.mp4``, a twin under the newest policy; None if there is nothing to see."""
     from reverie import media
 
     clock = VirtualClock()
@@ -216,7 +218,9 @@ def film(plan: Plan, settings: RobotConfig, folder: Path, robot: Twin, decisions
         robot.send(np.clip(np.asarray(action[0]), -1, 1))
     try:
         return media.save_mp4(
-            folder / "videos" / "robot.mp4", np.stack(frames), fps=max(1, round(robot.rate))
+            folder / "videos" / f"{Path(name.replace(':', '_')).name}.mp4",
+            np.stack(frames),
+            fps=max(1, round(robot.rate)),
         )
     except (ReverieError, OSError, ValueError) as error:
         warnings.warn(f"the video could not be made: {error}", stacklevel=2)

@@ -27,7 +27,7 @@ class RobotConfig:
     port: int = -1  # of the person's HTTP endpoint on this machine; 0 for any, -1 for none
     cluster: str = ""  # Ray cluster that the learner runs on: its address, or "local"; none: this machine
     device: str = "auto"  # of the learner; the actor stays on the CPU
-    threads: int = 0  # of the learner; 0 for every core but one
+    threads: int = 0  # of the learner; 0 for every core but one, and for every one on a virtual clock
     replay_size: str = "4GB"
     checkpoint_every: float = 300.0  # seconds between checkpoints of the learner
     log_every: int = 1_000  # decisions between two lines of metrics
