@@ -10,8 +10,9 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +24,7 @@ Ready = Callable[[Run, Sequence[Run]], bool]  # may it begin, while those are no
 
 
 class Stopped(Exception):
-    """A run came back before its end: somebody pressed Ctrl-C, and it saved itself."""
+    """A run came back before its end: somebody stopped it, and it saved itself."""
 
 
 class EndedEarly(Exception):
@@ -40,23 +41,24 @@ def side_by_side(
     """Carry out all runs, ``jobs`` at a time, in their order where it matters; each with what it raised, as they end.
 
     ``carry_out`` must be picklable, and what it prints goes to the file ``log`` names. After Ctrl-C, which reaches
-    every process, none is begun, and those under way are waited for.
+    every process, or SIGTERM, which is passed on to them, none is begun, and those under way are waited for.
     """
     context = multiprocessing.get_context("spawn")
     waiting = list(runs)
     going: dict[Any, tuple[Run, Any]] = {}  # by the end of a pipe on which a process tells how it went
     while waiting or going:
         try:
-            unfinished = [*waiting, *(run for run, _ in going.values())]
-            for run in [r for r in waiting if ready(r, unfinished)][: jobs - len(going)]:
-                answer, told = context.Pipe(duplex=False)
-                process = context.Process(target=_carry_out, args=(carry_out, run, log(run), told))
-                with _threads(max(1, machine.CORES // jobs)):
-                    process.start()
-                told.close()
-                waiting.remove(run)
-                going[answer] = run, process
-            ended = multiprocessing.connection.wait([*going])
+            with _terminating(going):
+                unfinished = [*waiting, *(run for run, _ in going.values())]
+                for run in [r for r in waiting if ready(r, unfinished)][: jobs - len(going)]:
+                    answer, told = context.Pipe(duplex=False)
+                    process = context.Process(target=_carry_out, args=(carry_out, run, log(run), told))
+                    with _threads(max(1, machine.CORES // jobs)):
+                        process.start()
+                    told.close()
+                    waiting.remove(run)
+                    going[answer] = run, process
+                ended = multiprocessing.connection.wait([*going])
         except KeyboardInterrupt:
             waiting.clear()
             continue
@@ -66,6 +68,25 @@ def side_by_side(
             if isinstance(error, Stopped):
                 waiting.clear()  # Ctrl-C is for the study, also where it did not reach this process
             yield run, error
+
+
+@contextlib.contextmanager
+def _terminating(going: Mapping[Any, tuple[Any, Any]]) -> Iterator[None]:
+    """SIGTERM is for the processes, too; here it is what Ctrl-C is."""
+
+    def terminate(*_: Any) -> None:
+        for _, process in going.values():
+            process.terminate()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager
@@ -83,7 +104,7 @@ def _heard(answer: Any, process: Any) -> BaseException | None:
     with contextlib.suppress(EOFError):
         return answer.recv()
     process.join()
-    if process.exitcode == -signal.SIGINT:
+    if process.exitcode in (-signal.SIGINT, -signal.SIGTERM):
         return Stopped("stopped before it had begun")
     return EndedEarly(f"its process ended with code {process.exitcode}")
 

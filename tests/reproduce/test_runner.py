@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -168,6 +171,23 @@ def test_a_run_that_was_stopped_stops_those_that_wait(tmp_path):
     runs = [{"n": n} for n in range(3)]
     [(run, error)] = side_by_side(runs, 1, stop, lambda run: tmp_path / "log", lambda *_: True)
     assert run == {"n": 0} and isinstance(error, Stopped) and error.args == (0,)
+
+
+def test_sigterm_ends_the_runs_that_are_under_way(tmp_path):
+    """They write a file when they have begun; one that has not learned to save itself just ends."""
+    begin = "import pathlib, time\npathlib.Path(begun).touch()\ntime.sleep(60)"
+    runs = [{"begun": str(tmp_path / f"{n}")} for n in range(3)]
+
+    def stop() -> None:
+        while sum(path.name in "01" for path in tmp_path.iterdir()) < 2:
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    log = lambda run: tmp_path / "log"
+    found = list(side_by_side(runs, 2, partial(exec, begin), log, lambda *_: True))
+    assert sorted(run["begun"][-1] for run, _ in found) == ["0", "1"]
+    assert all(isinstance(error, Stopped) for _, error in found)
 
 
 def test_two_seeds_leave_it_open_and_a_side_question_has_its_own_number(go, training):
