@@ -211,6 +211,16 @@ def meets(expected: Expected, runs: Sequence[Run]) -> Outcome:
     return Outcome(name, expected.of.measure.unit, True, interval, len(away), True, expected.confidence)
 
 
+def matching(claim: Claim, size: Budget) -> list[Published]:
+    """Published numbers for the same arm, task and length (within 5 %): only these enter the figure."""
+    return [
+        p
+        for p in claim.published
+        for arm in size.arms
+        if p.arm == arm.name and p.env in arm.envs and abs(p.length - arm.length) <= 0.05 * p.length
+    ]
+
+
 _claims: dict[str, Claim] = {}
 
 

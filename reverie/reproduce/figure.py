@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from reverie import plot
 from reverie.reproduce import statistics
-from reverie.reproduce.claims import Budget, Claim, Outcome, Sweep
+from reverie.reproduce.claims import Budget, Claim, Outcome, Sweep, matching
 from reverie.reproduce.runs import Run, Values, by_arm, pooled, short
 
 SHOWN = {
@@ -48,8 +48,6 @@ def draw(
 
 
 def _curves(axes: Axes, claim: Claim, size: Budget, runs: Sequence[Run], task: str) -> None:
-    from reverie.reproduce.runner import matching
-
     names = list(dict.fromkeys(arm.name for arm in size.arms if arm.shown))
     colours = dict(zip(names, plot.COLOURS, strict=False))
     arms = {

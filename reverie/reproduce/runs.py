@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import yaml
+
+from reverie.media import atomic
 
 Row = dict[str, Any]
 Values = dict[str, list[float]]  # a task, or another stratum, to its values, one per run or episode
@@ -44,6 +47,26 @@ def read_json(path: str | Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Whole or not at all, so that a person can read it."""
+    with atomic(path) as temporary:
+        text = json.dumps(_plain(value), indent=1, ensure_ascii=False, allow_nan=False)
+        # numbers in a row stay on one line, so that a diff of curves can be read
+        text = re.sub(r"\[[\s\d.,eE+\-nul]*\]", lambda m: re.sub(r"\s+", " ", m.group()), text)
+        temporary.write_text(text + "\n", "utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what is not known is null. Floats keep six figures."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}") if np.isfinite(value) else None
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from reverie import machine, presets
-from reverie.reproduce import get_claim, page, reproduce, runner, write_results
+from reverie.reproduce import claims, get_claim, page, reproduce, runner, runs, study, write_results
 from reverie.reproduce.side_by_side import Stopped, side_by_side
 from reverie.reproduce.statistics import iqm
 from reverie.types import ReverieError
@@ -330,9 +330,9 @@ def test_one_agent_is_asked_task_by_task(go):
 
 def test_published_numbers_stand_only_beside_the_same_setting():
     claim = get_claim("planet-data-efficiency")
-    paper = runner.matching(claim, claim.budget("paper"))
+    paper = claims.matching(claim, claim.budget("paper"))
     assert {p.env: p.value for p in paper}["dmc/cup_catch"] == 930
-    assert runner.matching(claim, claim.budget("laptop")) == []
+    assert claims.matching(claim, claim.budget("laptop")) == []
 
 
 def test_results_need_runs(tmp_path):
@@ -343,17 +343,17 @@ def test_results_need_runs(tmp_path):
 
 
 def test_the_order_of_the_plan(tmp_path):
-    planned = list(runner.plan(get_claim("planet-one-agent"), "debug", 2, tmp_path, tmp_path))
+    planned = list(study.plan(get_claim("planet-one-agent"), "debug", 2, tmp_path, tmp_path))
     assert [(p.arm.name, p.env.count("+"), p.seed) for p in planned[:4]] == [
         ("one agent", 1, 0), ("an agent each", 0, 0), ("an agent each", 0, 0), ("one agent", 1, 1),
     ]  # fmt: skip
     assert len({p.folder for p in planned}) == len(planned) == 6
-    pendulum = next(runner.plan(get_claim("planet-data-efficiency"), "paper", 1, tmp_path, tmp_path))
+    pendulum = next(study.plan(get_claim("planet-data-efficiency"), "paper", 1, tmp_path, tmp_path))
     assert pendulum.overrides["action_repeat"] == 8  # cartpole swing-up's own
 
 
 def test_unknown_numbers_are_null(tmp_path):
-    runner._write(tmp_path / "x.json", {"a": float("nan"), "b": [1.0, 2.5, None], "c": 1 / 3})
+    runs.write_json(tmp_path / "x.json", {"a": float("nan"), "b": [1.0, 2.5, None], "c": 1 / 3})
     text = (tmp_path / "x.json").read_text()
     assert json.loads(text) == {"a": None, "b": [1.0, 2.5, None], "c": 0.333333}
     assert "[ 1.0, 2.5, null ]" in text  # numbers in a row stay in a row
