@@ -15,7 +15,7 @@ Where the equations are (the paper states them in its appendix)::
     C, linear controller               Controller   a = W [z h] + b, squashed
     C's evolution                      Evolution    CMA-ES on the mean return of ``trials`` rollouts
 
-Command: ``reverie train world_models --env doom/take_cover --preset laptop take_cover --run runs/doom``.
+Command: ``reverie train world_models --env doom/take_cover --preset take_cover take_cover_laptop --run runs/doom``.
 
 Defaults are the released code's for CarRacing where it and the paper differ (epochs, what is evaluated, the
 random policy); the preset ``take_cover`` has those of Doom. Deviations. z and pictures are never stretched or
