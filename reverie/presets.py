@@ -763,8 +763,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         ),
         "take_cover_laptop": dict(
             rollouts=1_000,
-            v_updates=6_000,
-            m_updates=3_000,
+            depth=16,
+            v_updates=12_000,
+            v_batch=32,
+            v_lr=5e-4,
+            m_updates=1_500,
             m_batch=50,
             m_length=100,
             population=64,

@@ -128,8 +128,8 @@ def _budgets(notes: Mapping[str, str], only_first: bool) -> dict[str, Budget]:
 
 PUBLISHED = tuple(Published(awake, at(tau), DOOM, 1_800, DREAM_TABLE) for tau, (_, awake) in TAUS.items())
 NOTES = {
-    "laptop": "A tenth of the paper's episodes, 6,000 of its 308,000 updates of V, 3,000 of its 24,400 of M, each on a "
-    "tenth of the rows, 60 of its 1,800 generations.",
+    "laptop": "A tenth of the paper's episodes, 12,000 of its 308,000 updates of V, each on a third of the pictures and "
+    "with half the channels, 1,500 of its 24,400 of M, each on a tenth of the rows, 60 of its 1,800 generations.",
     "gpu": "The laptop's sizes.",
     "paper": "The authors' setting.",
     "debug": "Shows nothing but that every part runs.",
