@@ -26,7 +26,10 @@ from reverie.types import ActionSpace
 
 HERE = Path(__file__).resolve().parent
 WANTED = {
-    "sheeprl": ["sheeprl[dmc]==0.8.4"],  # its tasks, for dreamer_v3_beside.py
+    "sheeprl": [
+        "sheeprl[dmc]==0.8.4",
+        "mujoco<4",
+    ],  # tasks for dreamer_v3_beside.py; dm_control 1.0.50 wants < 4
     "torchrl": ["torchrl==0.14.1", "omegaconf", "hydra-core", "gymnasium", "matplotlib"],
 }
 

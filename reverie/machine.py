@@ -27,7 +27,7 @@ def describe() -> str:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
-    return f"{model.strip()}, {cores} cores{gpu}, torch {torch.__version__}"
+    return f"{model.strip()}, {cores} {'core' if cores == 1 else 'cores'}{gpu}, torch {torch.__version__}"
 
 
 def commit() -> str | None:

@@ -772,7 +772,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             m_length=100,
             population=64,
             trials=16,
-            generations=60,
+            generations=24,
+            eval_generations=6,
         ),
         "debug": dict(
             rollouts=4,

@@ -69,7 +69,13 @@ def _curves(axes: Axes, claim: Claim, size: Budget, runs: Sequence[Run], task: s
     plot.draw(axes, arms, random=random, published=lines, colours=colours)
     if clock.metric == "simulated":  # from ten steps to thousands
         axes.set_xscale("log")
-    axes.set(title=short(task), xlabel=clock.label, ylabel=SHOWN[clock.shows])
+    axes.set(title=short(task), xlabel=clock.label, ylabel=_shown(clock.shows, drawn))
+
+
+def _shown(what: str, runs: Sequence[Run]) -> str:
+    """What the curves show: where nothing was evaluated, the episodes that were learned from."""
+    evaluated = any(key.startswith(f"eval/{what}") for run in runs for row in run.rows for key in row)
+    return SHOWN[what] if evaluated else SHOWN[what].replace("evaluation", "training")
 
 
 def _forest(axes: Axes, found: Sequence[Outcome]) -> None:
@@ -89,8 +95,10 @@ def _forest(axes: Axes, found: Sequence[Outcome]) -> None:
         if np.isfinite(middle):
             face = colour if outcome.counts else "white"
             axes.plot(middle / reach, row, "o", ms=7, mfc=face, mec=colour, mew=1.6, zorder=3)
-            span = f"{outcome.confidence * 100:g} % interval {_figures(low)} to {_figures(high)}"
-            said = f"{_figures(middle)}, {span} {outcome.unit}"
+            span = ""
+            if np.isfinite([low, high]).all():
+                span = f", {outcome.confidence * 100:g} % interval {_figures(low)} to {_figures(high)}"
+            said = f"{_figures(middle)}{span} {outcome.unit}"
         axes.text(-4, row + 0.17, outcome.name, fontsize=8.5, fontweight="bold", va="center")
         axes.text(-4, row - 0.2, said, fontsize=8, color=plot.QUIET, va="center")
         axes.text(1.15, row, outcome.verdict, fontsize=8.5, fontweight="bold", color=colour, va="center")

@@ -119,8 +119,8 @@ def _budgets(notes: Mapping[str, str], only_first: bool) -> dict[str, Budget]:
     part = slice(1) if only_first else slice(None)
     doom = {"latents": 4, "restart": True, "evolve_in": "dream", "rewards": False, "random_policy": "held"}
     return {
-        "laptop": Budget("take_cover take_cover_laptop", 3, _dreams(60)[part], notes["laptop"]),
-        "gpu": Budget("take_cover take_cover_laptop", 3, _dreams(60)[part], notes["gpu"]),
+        "laptop": Budget("take_cover take_cover_laptop", 3, _dreams(24)[part], notes["laptop"], 4),
+        "gpu": Budget("take_cover take_cover_laptop", 3, _dreams(24)[part], notes["gpu"], 4),
         "paper": Budget("take_cover", 5, _dreams(1_800)[part], notes["paper"]),
         "debug": Budget("debug", 3, _dreams(2, **doom)[part], notes["debug"]),
     }
@@ -128,8 +128,8 @@ def _budgets(notes: Mapping[str, str], only_first: bool) -> dict[str, Budget]:
 
 PUBLISHED = tuple(Published(awake, at(tau), DOOM, 1_800, DREAM_TABLE) for tau, (_, awake) in TAUS.items())
 NOTES = {
-    "laptop": "A tenth of the paper's episodes, 12,000 of its 308,000 updates of V, each on a third of the pictures and "
-    "with half the channels, 1,500 of its 24,400 of M, each on a tenth of the rows, 60 of its 1,800 generations.",
+    "laptop": "A tenth of the paper's episodes, 12,000 of its 308,000 updates of V, each on a third of the pictures "
+    "and with half the channels, 1,500 of its 24,400 of M, each on a tenth of the rows, 24 of its 1,800 generations.",
     "gpu": "The laptop's sizes.",
     "paper": "The authors' setting.",
     "debug": "Shows nothing but that every part runs.",

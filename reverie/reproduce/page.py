@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from reverie.logger import plural
 from reverie.reproduce.claims import LEAST_RUNS, Claim, Outcome
 from reverie.reproduce.runs import short
 
@@ -55,7 +56,7 @@ def render(
         "",
         f"> {claim.sentence} ({claim.system})",
         "",
-        f"**{s['verdict'].capitalize()}**, with {s['seeds']} seeds at the `{s['budget']}` budget: "
+        f"**{s['verdict'].capitalize()}**, with {plural(s['seeds'], 'seed')} at the `{s['budget']}` budget: "
         f"{MEANING[s['verdict']]}",
         "",
         "    " + s["command"],
@@ -78,7 +79,7 @@ def render(
             (
                 o.name,
                 _number(o.interval.estimate),
-                f"{_number(o.interval.low)} to {_number(o.interval.high)}",
+                _span(o.interval.low, o.interval.high),
                 o.unit,
                 str(o.runs),
                 o.verdict if o.counts else f"{o.verdict} (not decisive)",
@@ -101,7 +102,7 @@ def render(
             (
                 name,
                 _number(m["iqm"]),
-                f"{_number(m['low'])} to {_number(m['high'])}",
+                _span(m["low"], m["high"]),
                 m["unit"],
                 _each(m["per_seed"]),
             )
@@ -174,6 +175,12 @@ def _cell(text: str) -> str:
 
 def _number(value: float | None) -> str:
     return "?" if value is None or value != value else f"{value:.4g}"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    """Of one run there is none."""
+    known = low is not None and high is not None and low == low and high == high
+    return f"{_number(low)} to {_number(high)}" if known else "-"
 
 
 def _each(values: Sequence[float]) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from reverie import machine
+from reverie.logger import plural
 from reverie.media import atomic, open_loop, save_gif, save_strip
 from reverie.reproduce import statistics
 from reverie.reproduce.claims import Claim, Outcome, Verdict, get_claim, matching, meets, outcomes, verdict
@@ -77,7 +78,7 @@ def write_results(
     summary = {**summarise(claim, budget, seeds, planned, done, found, failures), **_made_by(notes)}
     write_json(out / "summary.json", summary)
     write_json(out / "curves.json", {"claim": name, "budget": budget, "runs": [_curve(run) for run in done]})
-    title = f"{name}: {summary['verdict']}  ({summary['seeds']} seeds, {budget} budget)"
+    title = f"{name}: {summary['verdict']}  ({plural(summary['seeds'], 'seed')}, {budget} budget)"
     pictures = figure.draw(claim, size, done, found, title, out)
     if claim.films:
         pictures += _film(done, out)
@@ -108,7 +109,7 @@ def summarise(
         judged = "open"
         notes.append("A run broke down, so the claim is left open.")
     if complete < seeds:
-        notes.append(f"Unfinished: {complete} of {seeds} seeds are complete in every arm.")
+        notes.append(f"Unfinished: {complete} of {plural(seeds, 'seed')} are complete in every arm.")
     first = next((o for o in found if o.counts), None)
     envs = list(dict.fromkeys(env for arm in size.arms for env in arm.envs))
     summary = {

@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 
 from reverie import machine
-from reverie.logger import duration
+from reverie.logger import duration, plural
 from reverie.media import atomic
 from reverie.reproduce.claims import Budget, Claim, get_claim
 from reverie.reproduce.dreams import predict
@@ -220,4 +220,6 @@ def _tell(console: Console, summary: Mapping[str, Any], results: Path) -> None:
         )
     console.print(table)
     colour = {"holds": "green", "open": "yellow", "fails": "red"}[summary["verdict"]]
-    console.print(f"[bold {colour}]{summary['verdict']}[/] with {summary['seeds']} seeds; see {results}")
+    console.print(
+        f"[bold {colour}]{summary['verdict']}[/] with {plural(summary['seeds'], 'seed')}; see {results}"
+    )
