@@ -23,8 +23,9 @@ def table(path: Path) -> str:
     ]
     for row in rows:
         peer = "" if row["peer"] is None else f"{number(row['peer'])} {row['unit']} ({row['peer_version']})"
+        ours = "not reached" if row["ours"] is None else f"{number(row['ours'])} {row['unit']}"
         lines.append(
-            f"| {row['what']} | {number(row['ours'])} {row['unit']} | {number(row['floor'])} | "
+            f"| {row['what']} | {ours} | {number(row['floor'])} | "
             f"{number(row['ratio_to_floor'])} | {peer} | {number(row['ratio_to_peer'])} | {row['threads']} |"
         )
     return "\n".join(lines)
