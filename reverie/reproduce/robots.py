@@ -28,7 +28,8 @@ DAYDREAMER, SAC, A2C = "DayDreamer", "SAC", "A2C"
 
 
 def lived(agent: str, env: str, preset: str, run_dir: Path, seed: int, overrides: dict[str, Any]) -> None:
-    """A run on a twin's clock; agents with a loop of their own learn in the environment, which waits for them."""
+    """A run on a twin's clock, the A1's with pushes in its last seventh; agents with a loop of their own learn in the
+    environment, which waits for them."""
     from reverie import train
     from reverie.run.asynchronous import RobotConfig, learn_on
 
