@@ -26,10 +26,8 @@ from reverie.types import ActionSpace
 
 HERE = Path(__file__).resolve().parent
 WANTED = {
-    "sheeprl": [
-        "sheeprl[dmc]==0.8.4",
-        "mujoco<4",
-    ],  # tasks for dreamer_v3_beside.py; dm_control 1.0.50 wants < 4
+    # with the tasks of dreamer_v3_beside.py; dm_control 1.0.50 breaks with MuJoCo 4
+    "sheeprl": ["sheeprl[dmc]==0.8.4", "mujoco<4"],
     "torchrl": ["torchrl==0.14.1", "omegaconf", "hydra-core", "gymnasium", "matplotlib"],
 }
 

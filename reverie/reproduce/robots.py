@@ -2,8 +2,8 @@
 minutes more, an arm that picks and places.
 
 The robot's clock is virtual, so that two cores can carry it out: a decision takes its period, an update a fifth of a
-second of that clock, and there is one for every four decisions. What is learned from is what a robot would have lived
-through in that time; how long the computer takes is another matter.
+second of that clock, and there is one for every four decisions (with a GPU, for every two). What is learned from is what
+a robot would have lived through in that time; how long the computer takes is another matter.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from reverie.reproduce.runs import ENV_STEPS, LAST_PART, Measure, Run, Values, s
 WALK, CARRY = "reverie/A1-v0", "reverie/PickPlace-v0"
 ROBOTS = {WALK: "a1", CARRY: "pick_place"}
 UPDATE_MS, RATIO = 200.0, 0.25  # an update, on the virtual clock; updates per decision, at most
+OFTEN = {"virtual_update": 100.0, "max_ratio": 0.5}  # the same where there is a GPU
 HOUR, PUSHED = 72_000, 12_000  # decisions of the A1: an hour, and ten minutes in which it is pushed
 CALM = HOUR / (HOUR + PUSHED)  # share of a run's decisions before the pushes
 DAYDREAMER, SAC, A2C = "DayDreamer", "SAC", "A2C"
@@ -35,12 +36,13 @@ def lived(agent: str, env: str, preset: str, run_dir: Path, seed: int, overrides
 
     own = dict(overrides)
     every, names = own.pop(ENV_STEPS.every), tuple(preset.split())
+    cost, ratio = own.pop("virtual_update", UPDATE_MS), own.pop("max_ratio", RATIO)
     if getattr(presets.agent_class(agent), "loop", "online") != "online":
         train(agent, env, names, run_dir, seed=seed, eval_every=every, **own)
         return
     config = presets.resolve(agent, names, own)
     settings = RobotConfig(
-        seed=seed, virtual_update=UPDATE_MS, max_ratio=RATIO, log_every=max(1, min(1_000, every))
+        seed=seed, virtual_update=cost, max_ratio=ratio, log_every=max(1, min(1_000, every))
     )
     calm = replace(config, steps=round(CALM * config.steps)) if env == WALK else config
     if learn_on(agent, ROBOTS[env], names, calm, settings, run_dir) and env == WALK:
@@ -70,7 +72,9 @@ STEADY = _part("final reward/mean, pushed", "reward/mean", 1 - (1 - CALM) / 3, 1
 RETURN = _part("final episode/return", "episode/return", 1 - LAST_PART, 1.0)
 
 _walk = tuple(Arm(name, name.lower(), (WALK,), HOUR + PUSHED) for name in (DAYDREAMER, SAC))
+_walk_often = tuple(replace(arm, overrides=OFTEN) for arm in _walk)
 _note = "Virtual clock, one update for every four decisions."
+_often = "Virtual clock, one update for every two decisions."
 
 register(
     Claim(
@@ -81,8 +85,8 @@ register(
         train=lived,
         budgets={
             "laptop": Budget("laptop", 3, _walk, f"{_note} Small networks; the twin stands for the robot."),
-            "gpu": Budget("paper", 3, _walk, f"{_note} The paper's networks."),
-            "paper": Budget("paper", 5, _walk, f"{_note} The paper has one run on one robot."),
+            "gpu": Budget("paper", 3, _walk_often, f"{_often} The paper's networks."),
+            "paper": Budget("paper", 5, _walk_often, f"{_often} The paper has one run on one robot."),
             "debug": Budget(
                 "debug",
                 3,
@@ -115,7 +119,9 @@ _carry = (
 )
 _carry_paper = tuple(
     replace(
-        arm, length=58_000, overrides={**_like, "deter": 512} if arm.name == DAYDREAMER else arm.overrides
+        arm,
+        length=58_000,
+        overrides={**_like, "deter": 512, **OFTEN} if arm.name == DAYDREAMER else arm.overrides,
     )
     for arm in _carry
 )
@@ -130,9 +136,9 @@ register(
         budgets={
             "laptop": Budget("laptop", 3, _carry, f"{_note} Small networks; A2C for PPO and Rainbow."),
             "gpu": Budget(
-                "paper", 3, _carry_paper, f"{_note} The paper's networks, and its eight hours at 2 Hz."
+                "paper", 3, _carry_paper, f"{_often} The paper's networks, and its eight hours at 2 Hz."
             ),
-            "paper": Budget("paper", 5, _carry_paper, f"{_note} The paper has one run on each of two arms."),
+            "paper": Budget("paper", 5, _carry_paper, f"{_often} The paper has one run on each of two arms."),
             "debug": Budget(
                 "debug",
                 3,

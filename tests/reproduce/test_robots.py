@@ -16,7 +16,8 @@ from reverie.run import asynchronous
 def test_every_arm_has_a_robot_and_settings(name: str) -> None:
     for budget in get_claim(name).budgets.values():
         for arm in budget.arms:
-            presets.resolve(arm.agent, (budget.preset,), arm.overrides)
+            own = {key: value for key, value in arm.overrides.items() if key not in robots.OFTEN}
+            presets.resolve(arm.agent, (budget.preset,), own)
             assert all(env in robots.ROBOTS for env in arm.envs)
 
 
@@ -49,3 +50,13 @@ def test_a_run_on_the_twins_clock(tmp_path, monkeypatch) -> None:
         assert (sent.count("A1"), sent.count("PushedA1")) == (60, pushed)
     assert rows[-1]["updates"] == 12  # one for four decisions, from the 30th on
     assert filmed[:2] == ["a1", "a1_pushed"]
+
+
+def test_with_a_gpu_there_is_an_update_for_every_two_decisions(tmp_path) -> None:
+    pytest.importorskip("pybullet_data")
+    overrides = {"steps": 70, "eval_every": 10, "prefill": 30, "batch_length": 6, **robots.OFTEN}
+    robots.lived("daydreamer", robots.WALK, "debug", tmp_path / "run", 0, overrides)
+    rows = Run("DayDreamer", robots.WALK, 0, tmp_path / "run").rows
+    assert rows[-1]["updates"] == 15 + 4  # from the 30th on; the pushes begin with no time left over
+    about = (tmp_path / "run" / "config.yaml").read_text()
+    assert "virtual_update: 100.0" in about and "max_ratio: 0.5" in about

@@ -173,6 +173,12 @@ def test_a_run_that_was_stopped_stops_those_that_wait(tmp_path):
     assert run == {"n": 0} and isinstance(error, Stopped) and error.args == (0,)
 
 
+def test_one_run_has_no_interval(go, training):
+    out, _ = go("dreamer-discrete", seeds=1)
+    text = (out / "README.md").read_text()
+    assert "with 1 seed at" in text and "| - |" in text and "?" not in text
+
+
 def test_sigterm_ends_the_runs_that_are_under_way(tmp_path):
     """They write a file when they have begun; one that has not learned to save itself just ends."""
     begin = "import pathlib, time\npathlib.Path(begun).touch()\ntime.sleep(60)"
