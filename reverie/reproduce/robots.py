@@ -2,8 +2,8 @@
 minutes more, an arm that picks and places.
 
 The robot's clock is virtual, so that two cores can carry it out: a decision takes its period, an update a fifth of a
-second of that clock, and there is one for every four decisions (with a GPU, for every two). What is learned from is what
-a robot would have lived through in that time; how long the computer takes is another matter.
+second of that clock, and there is one for every four decisions (with a GPU, for every two). What is learned from is
+what a robot would have lived through in that time; how long the computer takes is another matter.
 """
 
 from __future__ import annotations
