@@ -286,7 +286,8 @@ def model_loss(
     losses["reward"] = c.reward_scale * UnitNormal(agent.reward(feat)).loss(batch.reward).mean()
     posterior, before = agent.rssm.latent.dist(post.stats), agent.rssm.latent.dist(prior)
     kl = posterior.kl(before)
-    # A deterministic world has no noise whose cost could be counted.
+    # A deterministic world has no noise whose cost could be counted; as in the released code's ablation, nothing then
+    # teaches its prior what the next picture will say.
     kl_scale = 0.0 if c.model == "deterministic" else c.kl_scale
     losses["kl"] = kl_scale * (kl - c.free_nats).clamp(min=0).mean()
     with torch.no_grad():

@@ -221,7 +221,9 @@ def test_an_end_is_one_more_row(agent, small):
 
 def test_a_deterministic_world_pays_nothing_for_information(agent, small):
     built = agent(model="deterministic", free_nats=0.0)
+    before = [weight.clone() for weight in built.rssm.img_stats.parameters()]
     assert built.update(small.batch())["loss/kl"].item() == 0
+    assert all(map(torch.equal, built.rssm.img_stats.parameters(), before))  # so its prior learns nothing
     post, _ = built.rssm.observe(
         torch.randn(2, 3, 64), torch.zeros(2, 3, 2), torch.zeros(2, 3, dtype=torch.bool)
     )
