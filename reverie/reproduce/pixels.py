@@ -180,6 +180,11 @@ PARTS: Mapping[str, Mapping[str, Any]] = {
     "deterministic model": {"model": "deterministic"},
     "stochastic model": {"model": "stochastic"},
 }
+UNTAUGHT = (
+    "The deterministic model is the authors' ablation, means for samples and a KL scale of 0: nothing then teaches its "
+    "prior what the next picture will say, so it plans without foresight. Its row says no more than that; one whose "
+    "prior is taught was not tried."
+)
 
 
 register(
@@ -201,13 +206,10 @@ register(
             evaluations=4,
             notes={
                 "laptop": "One small task from pixels, fifty episodes, small networks: it can show that "
-                "PlaNet learns, and which parts matter on an easy task. The deterministic model is the authors' "
-                "ablation, means for samples and a KL scale of 0: nothing then teaches its prior what the next "
-                "picture will say, so it plans without foresight. Its row says no more than that; one whose "
-                "prior is taught was not tried.",
-                "gpu": "The paper's networks on one small task for a hundred episodes.",
+                f"PlaNet learns, and which parts matter on an easy task. {UNTAUGHT}",
+                "gpu": f"The paper's networks on one small task for a hundred episodes. {UNTAUGHT}",
                 "paper": "The authors' setting: six tasks, 1,000 episodes, five seeds; they report 10 to 20 "
-                "hours a run on one V100.",
+                f"hours a run on one V100. {UNTAUGHT}",
             },
         ),
         comparisons=(
