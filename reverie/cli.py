@@ -42,6 +42,7 @@ class Evaluate:
 
     run: Annotated[Path, tyro.conf.Positional]  # a run's folder
     episodes: int = 10  # as many by the random policy
+    best: bool = False  # the agent of the best evaluation, from other starts; else the newest
     video: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
     """GIF of the first episode; videos/episode.gif in the run if not given"""
 
@@ -234,7 +235,7 @@ def chosen(argv: list[str]) -> tuple[str, list[str], tuple[str, ...], Any]:
 def evaluate(args: Evaluate) -> int:
     from reverie.run.trained import evaluate_run
 
-    result, by_chance, path = evaluate_run(args.run, args.episodes, args.video)
+    result, by_chance, path = evaluate_run(args.run, args.episodes, args.video, args.best)
     print(f"return         {result.mean:.1f} ± {result.std:.1f} over {plural(args.episodes, 'episode')}")
     print(f"random policy  {by_chance.mean:.1f} ± {by_chance.std:.1f}")
     if path is not None:

@@ -141,12 +141,17 @@ class PlaNet:
         )
 
     def scale(self, obs: Mapping[str, Tensor], generator: Generator) -> dict[str, Tensor]:
-        """Images quantised to ``bits`` a channel, with fresh uniform noise within each step, in [-0.5, 0.5)."""
-        levels = 2**self.config.bits
+        """Images quantised to ``bits`` a channel, with fresh uniform noise within each step, in [-0.5, 0.5).
+
+        The noise has 256 levels: eight pixels' from one draw, which would else cost as much as a convolution.
+        """
+        bits = self.config.bits
 
         def picture(image: Tensor) -> Tensor:
-            noise = torch.rand(image.shape, generator=generator, device=image.device)
-            return noise.add_(image >> (8 - self.config.bits)).div_(levels).sub_(0.5)
+            draws = torch.empty(-(-image.numel() // 8), dtype=torch.int64, device=image.device)
+            noise = draws.random_(-(2**63), None, generator=generator).view(torch.uint8)[: image.numel()]
+            fine = (image >> (8 - bits)).to(torch.int32).mul_(256).add_(noise.view(image.shape))
+            return fine.float().add_(0.5).div_(2 ** (bits + 8)).sub_(0.5)
 
         return {
             key: picture(obs[key]) if space.is_image else obs[key] for key, space in self.obs_space.items()

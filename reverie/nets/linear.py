@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 Net = TypeVar("Net", bound=nn.Module)
 Act = Callable[..., object]  # a function of a tensor (F.elu), or a module class (nn.ELU)
-
-ONEDNN: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)  # inference only; not in every build
 
 
 class Kernels(nn.Module):
@@ -41,8 +39,7 @@ def glorot_(module: nn.Module, generator: torch.Generator | None = None) -> nn.M
 
 
 class Linear(nn.Linear):
-    """``nn.Linear``, Glorot-initialised. Where no gradient is asked for, the product is oneDNN's, which on narrow
-    layers runs closer to the matrix rate than the default (benchmarks/update.py, the planner's decision)."""
+    """``nn.Linear``, Glorot-initialised, with an activation on the way if it is told one."""
 
     def reset_parameters(self) -> None:
         glorot_(self)
@@ -54,20 +51,18 @@ class Linear(nn.Linear):
 def product(
     x: Tensor, weight: Tensor, bias: Tensor | None, act: Act | None = None, low: torch.dtype | None = None
 ) -> Tensor:
-    """act(x W' + b), by the faster of two libraries; oneDNN does a ReLU on the way. A ``rounded`` W is met by an
-    x rounded for the product alone; with ``low`` both are rounded to that."""
+    """act(x W' + b). A ``rounded`` W is met by an x rounded for the product alone; with ``low`` both are rounded to
+    that."""
     if low is not None:
-        out, done = F.linear(x.to(low), weight.to(low), None if bias is None else bias.to(low)), False
-        out = out.to(x.dtype)
+        out = F.linear(x.to(low), weight.to(low), None if bias is None else bias.to(low)).to(x.dtype)
     elif weight.dtype != x.dtype:
-        out, done = F.linear(x.to(weight.dtype), weight).to(x.dtype), False
+        out = F.linear(x.to(weight.dtype), weight).to(x.dtype)
         out = out if bias is None else out.add_(bias)
-    elif not by_onednn(x):
-        out, done = F.linear(x, weight, bias), False
     else:
-        done = act is F.relu
-        out = ONEDNN(x, weight, bias, "relu" if done else "none", [], "")
-    return out if act is None or done else act(out)  # type: ignore[return-value]
+        out = F.linear(x, weight, bias)
+    if act is F.relu and not torch.is_grad_enabled():
+        return out.relu_()
+    return out if act is None else act(out)  # type: ignore[return-value]
 
 
 def times(a: Tensor, b: Tensor, low: torch.dtype | None = None) -> Tensor:
@@ -81,10 +76,6 @@ def lower(module: nn.Module, low: torch.dtype) -> None:
     for layer in module.modules():
         if hasattr(layer, "low"):
             layer.low = low  # type: ignore[assignment]
-
-
-def by_onednn(x: Tensor) -> bool:
-    return not torch.is_grad_enabled() and ONEDNN is not None and len(x) >= 64 and on_cpu(x)
 
 
 def on_cpu(x: Tensor) -> bool:

@@ -7,7 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from reverie.nets.linear import ONEDNN, Linear, by_onednn, glorot_, product
+from reverie.nets.linear import Linear, glorot_, on_cpu, product
+
+MANY = 64  # rows, from which on passes over memory count
 
 
 class GRUCell(nn.Module):
@@ -26,7 +28,7 @@ class GRUCell(nn.Module):
         glorot_(self)
 
     def forward(self, x: Float[Tensor, "*B I"], h: Float[Tensor, "*B D"]) -> Float[Tensor, "*B D"]:
-        if x.ndim == 2 and by_onednn(x):
+        if x.ndim == 2 and len(x) >= MANY and on_cpu(x) and not torch.is_grad_enabled():
             return self._infer(x, h)
         gx = product(x, self.kernel, self.bias)
         gh = product(h, self.recurrent, self.bias_recurrent)
@@ -38,9 +40,8 @@ class GRUCell(nn.Module):
     def _infer(self, x: Tensor, h: Tensor) -> Tensor:
         """The same in half the passes over memory; tanh(n) as 2 sig(2n) - 1, which is four times faster here."""
         ru = 2 * self.units
-        gates = product(x, self.kernel[:ru], self.bias[:ru])
-        gates = ONEDNN.binary(h, gates, self.recurrent[:ru], self.bias_recurrent[:ru], "add").sigmoid_()
-        r, u = gates.chunk(2, -1)
+        gates = product(x, self.kernel[:ru], self.bias[:ru] + self.bias_recurrent[:ru])
+        r, u = gates.addmm_(h, self.recurrent[:ru].t()).sigmoid_().chunk(2, -1)
         hn = product(h, self.recurrent[ru:], self.bias_recurrent[ru:])
         n = torch.addcmul(product(x, self.kernel[ru:], self.bias[ru:]), r, hn)
         return torch.lerp(n.mul_(2).sigmoid_().mul_(2).sub_(1), h, u)

@@ -5,6 +5,7 @@
     config.yaml         agent, environment, presets, every setting resolved, versions
     metrics.jsonl       one line per log write; events.out.* is the same for TensorBoard
     checkpoints/        safetensors and JSON, the last two
+    best/               the agent of the best evaluation, in the same form
     replay/             what was experienced
     evaluation.json     the last evaluation, beside the random policy's
     videos/             an evaluation episode and open-loop predictions, as of the last evaluation

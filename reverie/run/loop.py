@@ -307,6 +307,7 @@ class ByEnvSteps(Loop):
         result = self.evaluation(self.run.eval_episodes)
         if result is None:
             return 0
+        self.keep_best(result)
         self.last_eval, self.evaluated = result, self.env_steps
         ends = {"distance": result.distances, "last_reward": result.last_rewards}  # of goal environments
         self.log(
@@ -319,6 +320,15 @@ class ByEnvSteps(Loop):
             f"evaluation {result.mean:.2f} ± {result.std:.2f} over {plural(len(result.returns), 'episode')}"
         )
         return 1
+
+    def keep_best(self, result: Evaluation) -> None:
+        """Keep the agent in ``best`` if no evaluation of this run was better: the last one is not always."""
+        folder = self.folder / "best"
+        before = [checkpoint.says(path, "return") for path in checkpoint.paths(folder)]
+        if all(score is None or result.mean > score for score in before):
+            checkpoint.save(
+                folder, self.place, {"agent": self.agent.state_dict(), "return": result.mean}, keep=1
+            )
 
     def log_due(self) -> bool:
         return self.env_steps // self.run.log_every > self.logged // self.run.log_every

@@ -1,6 +1,7 @@
 """Using what was trained: the newest good checkpoint of a run, to act, to be evaluated, to imagine."""
 
 import contextlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from reverie.data.replay import Replay
 from reverie.envs import Env
 from reverie.run.evaluate import Evaluation, evaluate
 from reverie.run.folder import Plan, read_plan
-from reverie.run.parts import env_factory, make_agent, make_envs
+from reverie.run.parts import EVAL_SEED, env_factory, make_agent, make_envs
 from reverie.run.show import save_dreams, save_foresight
 from reverie.types import ActionSpace, Agent, HasWorld, ObsSpace, ReverieError
 
@@ -54,11 +55,15 @@ class Player:
         return env_factory(self.plan)()
 
 
-def load(run: str | Path) -> Player:
-    """The newest good checkpoint of a run folder, ready to act."""
+def load(run: str | Path, best: bool = False) -> Player:
+    """The newest good checkpoint of a run folder, or the agent of its best evaluation, ready to act."""
     folder = Path(run)
     plan = read_plan(folder)
-    _, state = checkpoint.load(folder / "checkpoints")
+    if best and not checkpoint.paths(folder / "best"):
+        raise ReverieError(
+            f"{folder} keeps no best agent: it was not evaluated yet, or it does not go by env steps; leave --best out"
+        )
+    _, state = checkpoint.load(folder / ("best" if best else "checkpoints"))
     with contextlib.closing(env_factory(plan)()) as env:
         agent = make_agent(plan, env)
         agent.load_state_dict(state["agent"])
@@ -66,15 +71,19 @@ def load(run: str | Path) -> Player:
 
 
 def evaluate_run(
-    folder: Path, episodes: int, video: Path | None = None
+    folder: Path, episodes: int, video: Path | None = None, best: bool = False
 ) -> tuple[Evaluation, Evaluation, Path | None]:
-    """Evaluate the newest checkpoint of a run, and the random policy from the same starts.
+    """Evaluate the newest checkpoint of a run, or its best one, and the random policy from the same starts.
 
     The first episode's pictures, if it has any, become a GIF; its path is the third value.
     """
     if episodes < 1:
         raise ReverieError(f"--episodes must be at least 1, got {episodes}")
-    plan, agent = read_plan(folder), load(folder).agent
+    plan, agent = read_plan(folder), load(folder, best).agent
+    if (
+        best
+    ):  # it was chosen for what it did from the run's own starts, some of it luck: it is judged from others
+        plan = replace(plan, run=replace(plan.run, seed=plan.run.seed + EVAL_SEED))
     with make_envs(plan, min(episodes, plan.run.eval_episodes), evaluation=True) as envs:
         result = evaluate(agent, envs, episodes)
         by_chance = evaluate(None, envs, episodes, np.random.default_rng(plan.run.seed))

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 import reverie
 from reverie import checkpoint, presets
 from reverie.envs import SerialEnvs, make_env
+from reverie.run.evaluate import Evaluation
 from reverie.run.folder import Plan, read_plan
-from reverie.run.loop import RunConfig
+from reverie.run.loop import ByEnvSteps, RunConfig
 from reverie.run.online import rows_needed
 from reverie.run.parts import device, make_replay, replay_size
 from reverie.run.train import carry_out, default_folder, finished, loop_name, loop_of
@@ -149,6 +151,29 @@ def test_evaluate_beside_chance(run, tmp_path):
     assert video == tmp_path / "film.gif" and video.stat().st_size > 100
     with pytest.raises(ReverieError, match="must be at least 1"):
         evaluate_run(run, 0)
+
+
+def test_the_best_agent_is_kept_and_judged_from_other_starts(run, tmp_path):
+    (path,) = checkpoint.paths(run / "best")
+    _, state = checkpoint.load_path(path)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert state["return"] == max(line["eval/return"] for line in lines if "eval/return" in line)
+    weights = load(run, best=True).agent.state_dict()["modules"]
+    assert all((weights[name] == value).all() for name, value in state["agent"]["modules"].items())
+    result, _, _ = evaluate_run(run, 3, tmp_path / "film.gif", best=True)
+    assert not set(result.seeds) & set(evaluate_run(run, 3, tmp_path / "film.gif")[0].seeds)
+    (run / "best").rename(tmp_path / "gone")
+    with pytest.raises(ReverieError, match="keeps no best agent"):
+        load(run, best=True)
+    (tmp_path / "gone").rename(run / "best")
+
+
+def test_no_worse_evaluation_replaces_the_best(run, tmp_path):
+    loop = SimpleNamespace(folder=tmp_path, place=0, agent=load(run).agent)
+    for loop.place, score in enumerate((-2.0, 0.0, -1.0, 0.0)):
+        ByEnvSteps.keep_best(loop, Evaluation([score]))
+    (path,) = checkpoint.paths(tmp_path / "best")
+    assert path.name == "000000001" and checkpoint.says(path, "return") == 0.0
 
 
 def test_imagine(run):
